@@ -1,0 +1,110 @@
+# Run `make` for the list of targets. Everything made lies in .venv, .venv-importer, .build, .lab and .demo (git-ignored).
+SHELL := /bin/bash
+.SHELLFLAGS := -euo pipefail -c
+.DEFAULT_GOAL := help
+MAKEFLAGS += --no-builtin-rules --no-print-directory
+
+PYTHON ?= python3
+VENV := .venv
+BIN := $(CURDIR)/$(VENV)/bin
+# The tools call one another (molecule runs pytest and ansible-playbook) and find themselves here.
+export PATH := $(BIN):$(PATH)
+export PIP_DISABLE_PIP_VERSION_CHECK := 1
+export ANSIBLE_CONFIG := $(CURDIR)/ansible.cfg
+export MOLECULE_GLOB := molecule/*/molecule.yml
+export PYTHONDONTWRITEBYTECODE := 1
+
+CONTROL := $(VENV)/.control
+TOOLS := $(VENV)/.tools
+IMPORTER := .venv-importer/.made
+
+.PHONY: help
+help: ## Show this list
+	@grep -hE '^[a-z][a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/:[^#]*## /\t/' | expand -t 16
+
+# ---- Tools -----------------------------------------------------------------------------------------------------------
+
+$(CONTROL): requirements.txt constraints.txt scripts/venv
+	@scripts/venv $(PYTHON) $(VENV) requirements.txt
+	@touch $@
+
+$(TOOLS): $(CONTROL) tests/requirements.txt
+	@scripts/venv $(PYTHON) $(VENV) tests/requirements.txt
+	@touch $@
+
+$(IMPORTER): tests/importer-requirements.txt scripts/venv
+	@scripts/venv $(PYTHON) .venv-importer tests/importer-requirements.txt
+	@touch $@
+
+.PHONY: venv
+venv: $(TOOLS) ## Make .venv with everything the other targets use
+
+.PHONY: constraints
+constraints: ## Resolve requirements.txt and tests/requirements.txt anew into constraints.txt
+	@scripts/constraints $(PYTHON)
+
+# ---- Trying it -------------------------------------------------------------------------------------------------------
+
+.PHONY: demo
+demo: $(CONTROL) ## Boot a machine and serve the demo model over HTTPS (root, Debian)
+	@python molecule/lab/demo.py up
+
+.PHONY: demo-down
+demo-down: $(CONTROL) ## Remove every trace of `make demo`
+	@python molecule/lab/demo.py down
+
+# ---- Gates -----------------------------------------------------------------------------------------------------------
+
+.PHONY: lint
+lint: $(TOOLS) ## ansible-lint, yamllint, ruff, mypy, changelog and documentation
+	@scripts/lint
+
+.PHONY: format
+format: $(TOOLS) ## Let ruff order and format the Python
+	@scripts/python-files -0 | xargs -0 ruff check --quiet --fix --exit-zero
+	@scripts/python-files -0 | xargs -0 ruff format --quiet
+
+.PHONY: changelog
+changelog: $(TOOLS) ## Write CHANGELOG.rst for galaxy.yml's version from changelogs/fragments/ and the plugins
+	@antsibull-changelog release --update-existing --refresh --reload-plugins
+
+.PHONY: unit
+unit: $(TOOLS) ## Unit tests of the Python and of the repository
+	@pytest
+
+.PHONY: sanity
+sanity: $(TOOLS) ## ansible-test sanity
+	@python scripts/sanity.py
+
+.PHONY: build
+build: $(TOOLS) ## Build the collection's artifact into .build/
+	@rm -rf .build/source .build/gpuops-vllm-*.tar.gz
+	@scripts/export .build/source
+	@ansible-galaxy collection build .build/source --output-path .build
+
+.PHONY: importer
+importer: build $(IMPORTER) ## Judge the artifact as Galaxy does
+	@scripts/importer
+
+.PHONY: molecule
+molecule: $(CONTROL) ## Molecule scenarios, one after another (root); SCENARIO=NAME runs one
+	@python scripts/molecule_gate.py $(SCENARIO)
+
+.PHONY: test-fast
+test-fast: ## The gates that take less than three minutes
+	@scripts/gates lint unit
+
+.PHONY: test
+test: ## All gates
+	@scripts/gates venv lint unit sanity importer molecule
+
+# ---- Housekeeping ----------------------------------------------------------------------------------------------------
+
+.PHONY: clean
+clean: ## Remove what the gates made; caches stay
+	@rm -rf .ansible .build .mypy_cache .pytest_cache .ruff_cache
+
+.PHONY: clean-cache
+clean-cache: clean ## Remove the lab, the tools and every cache as well
+	@if [ -d .lab ]; then python3 molecule/lab/lab.py down; fi
+	@rm -rf $(VENV) .venv-importer "$${XDG_CACHE_HOME:-$$HOME/.cache}/gpuops-vllm" /var/cache/gpuops-vllm

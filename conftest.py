@@ -1,0 +1,15 @@
+"""Make `ansible_collections.gpuops.vllm` importable under plain pytest, wherever the checkout lies.
+
+ansible-core's own import hook would need the collection installed. The committed link
+`.collections/ansible_collections/gpuops/vllm` points back to this folder, so one entry on `sys.path` is enough.
+"""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+
+COLLECTIONS_PATH = str(Path(__file__).resolve().parent / ".collections")
+
+if COLLECTIONS_PATH not in sys.path:
+    sys.path.insert(0, COLLECTIONS_PATH)
