@@ -1,0 +1,97 @@
+#!/usr/bin/python
+# Copyright (c) 2026 The gpuops.vllm authors
+# GNU General Public License v3.0+ (see LICENSE or https://www.gnu.org/licenses/gpl-3.0.txt)
+# SPDX-License-Identifier: GPL-3.0-or-later
+from __future__ import annotations
+
+DOCUMENTATION = r"""
+module: host_info
+short_description: Read what the plan needs to know of a host
+version_added: 0.1.0
+description:
+  - Reads the GPUs from C(nvidia-smi), the ports and GPUs that instances have already from C(/etc/vllm/instances.json), and the state of
+    model folders.
+  - Changes nothing.
+author:
+  - The gpuops.vllm authors (@gpuops)
+attributes:
+  check_mode:
+    description: Reads only.
+    support: full
+  diff_mode:
+    description: Reads only.
+    support: none
+options:
+  models:
+    description: Absolute paths of model folders to look into.
+    type: list
+    elements: str
+    default: []
+"""
+
+EXAMPLES = r"""
+- name: Read the host
+  gpuops.vllm.host_info:
+    models: [/srv/models/llama]
+  register: host
+"""
+
+RETURN = r"""
+gpus:
+  description: GPUs in PCI bus order, each with index, uuid, name, memory_gib, compute_capability and driver_version.
+  returned: always
+  type: list
+  elements: dict
+gpu_problem:
+  description: Why C(nvidia-smi) could not tell, in one line; empty where it could, and where it is not installed.
+  returned: always
+  type: str
+assigned:
+  description: Instances of the last run, with their ports and GPUs.
+  returned: always
+  type: list
+  elements: dict
+models:
+  description: For each path, C(problems) that keep it from being served and C(quantization) of the checkpoint.
+  returned: always
+  type: dict
+"""
+
+import json
+from pathlib import Path
+
+from ansible.module_utils.basic import AnsibleModule
+from ansible_collections.gpuops.vllm.plugins.module_utils import _checkpoint, _nvidia_smi
+from ansible_collections.gpuops.vllm.plugins.module_utils._files import read_text
+
+ASSIGNED = Path("/etc/vllm/instances.json")
+
+
+def main() -> None:
+    module = AnsibleModule(
+        argument_spec={"models": {"type": "list", "elements": "str", "default": []}}, supports_check_mode=True
+    )
+
+    def run(argv: tuple[str, ...]) -> tuple[int, str, str]:
+        if module.get_bin_path(argv[0]) is None:
+            return 127, "", ""
+        status, out, err = module.run_command(["timeout", "30", *argv])
+        return int(status), str(out), str(err)
+
+    gpus, gpu_problem = _nvidia_smi.read(run)
+    text = read_text(ASSIGNED)
+    try:
+        assigned = json.loads(text)["instances"] if text else []
+    except (ValueError, KeyError, TypeError):
+        module.fail_json(
+            msg=f"{ASSIGNED} is not what this collection wrote. Move it away and run again; ports are then given out anew."
+        )
+    models = {
+        path: {"problems": _checkpoint.problems(path), "quantization": _checkpoint.quantization(path)}
+        for path in sorted(set(module.params["models"]))
+    }
+    module.exit_json(changed=False, gpus=gpus, gpu_problem=gpu_problem, assigned=assigned, models=models)
+
+
+if __name__ == "__main__":
+    main()
