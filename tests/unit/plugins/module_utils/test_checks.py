@@ -1,0 +1,171 @@
+# Copyright (c) 2026 The gpuops.vllm authors
+# GNU General Public License v3.0+ (see LICENSE or https://www.gnu.org/licenses/gpl-3.0.txt)
+# SPDX-License-Identifier: GPL-3.0-or-later
+
+from __future__ import annotations
+
+import hashlib
+from typing import Any
+
+import pytest
+from ansible_collections.gpuops.vllm.plugins.module_utils import _checks
+
+KEY = "SECRET-0123456789"
+
+
+@pytest.mark.parametrize("domain", ["llm.example.com", "a.b", "x1.example.co.uk", "xn--bcher-kva.example"])
+def test_good_domain(domain: str) -> None:
+    assert _checks.domain_problems(domain, "vllm_domain") == []
+
+
+@pytest.mark.parametrize(
+    ("domain", "why"),
+    [
+        ("", "empty"),
+        (None, "not a string"),
+        (7, "not a string"),
+        ("localhost", "a single label, which no certificate authority signs"),
+        ("10.0.0.1", "an IP address"),
+        ("https://llm.example.com", "not a DNS name"),
+        ("llm.example.com:443", "not a DNS name"),
+        ("LLM.example.com", "not a DNS name"),
+        ("llm.example.com.", "not a DNS name"),
+        ("llm.example.com\n", "not a DNS name"),
+        ("*.example.com", "not a DNS name"),
+        ("a b.example.com", "not a DNS name"),
+        ("-x.example.com", "not a DNS name"),
+        (f"{'a' * 64}.example.com", "not a DNS name"),
+        ("a." * 130 + "com", "263 characters long, where DNS allows 253"),
+        ("x;}server{.com", "not a DNS name"),
+        ("bücher.example", "not a DNS name"),
+    ],
+)
+def test_bad_domain(domain: Any, why: str) -> None:
+    need = (
+        "It needs the DNS name under which clients reach this host, in lower case and without https:// or a port, such as"
+        " llm.example.com. Set vllm_domain in the inventory."
+    )
+    assert _checks.domain_problems(domain, "vllm_domain") == [f"vllm_domain is {domain!r}: {why}. {need}"]
+
+
+def test_good_keys() -> None:
+    keys = [{"name": "team-a", "key": "!" * 16}, {"name": "b", "key": "~" * 512}]
+    assert _checks.client_key_problems(keys, "vllm_api_keys") == []
+
+
+NEED = "It needs a list of {name, key}, one entry for each client; keep the keys in a vault. Correct vllm_api_keys."
+
+
+@pytest.mark.parametrize(
+    ("keys", "expected"),
+    [
+        ([], f"vllm_api_keys is an empty list: nobody could use the endpoint. {NEED}"),
+        (KEY, f"vllm_api_keys is not a list but a string (value not shown). {NEED}"),
+        ({"name": "a", "key": KEY}, f"vllm_api_keys is not a list but a mapping (value not shown). {NEED}"),
+        (None, f"vllm_api_keys is not a list but nothing (value not shown). {NEED}"),
+        ([KEY], f"vllm_api_keys, entry 1 is not a mapping but a string (value not shown). {NEED}"),
+        ([{"name": "a", "key": KEY, KEY: 1}], f"vllm_api_keys, entry 1 has 1 option(s) besides name and key. {NEED}"),
+    ],
+)
+def test_bad_key_list(keys: Any, expected: str) -> None:
+    assert _checks.client_key_problems(keys, "vllm_api_keys") == [expected]
+
+
+@pytest.mark.parametrize(
+    ("key", "why"),
+    [
+        ("", "empty"),
+        (f"{KEY}\n", "more than one line"),
+        (f"{KEY}\nX: y", "more than one line"),
+        ("a b" * 8, "not printable ASCII without blanks"),
+        ("schlüssel" * 3, "not printable ASCII without blanks"),
+        ("x" * 15, "15 characters long"),
+        ("x" * 513, "513 characters long"),
+        (1234567890123456, "not a string but a number"),
+        (None, "not a string but nothing"),
+    ],
+)
+def test_bad_key(key: Any, why: str) -> None:
+    (problem,) = _checks.client_key_problems([{"name": "team-a", "key": key}], "vllm_api_keys")
+    assert problem == (
+        f"vllm_api_keys, entry 1: its key (not shown) is {why}. It needs 16 to 512 printable ASCII characters on one line,"
+        " without blanks. Make one: openssl rand -hex 32"
+    )
+
+
+@pytest.mark.parametrize("name", ["", "Team", "a b", "-a", "a-", "a" * 65, 'x" "y', None, "a\n"])
+def test_bad_client_name(name: Any) -> None:
+    (problem,) = _checks.client_key_problems([{"name": name, "key": KEY}], "vllm_api_keys")
+    assert problem.startswith("vllm_api_keys, entry 1: its name is no slug.")
+
+
+def test_same_name_and_same_key() -> None:
+    keys = [{"name": "a", "key": KEY}, {"name": "a", "key": KEY}]
+    assert _checks.client_key_problems(keys, "vllm_api_keys") == [
+        "vllm_api_keys, entry 2 has the name 'a' of entry 1. Give it a name of its own.",
+        "vllm_api_keys, entry 2 has the key of entry 1. Give each client its own key.",
+    ]
+
+
+def test_no_message_holds_a_key() -> None:
+    keys = [KEY, {KEY: KEY}, {"name": KEY.upper(), "key": f"{KEY}\n"}, {"name": "a", "key": [KEY]}, [KEY]]
+    assert KEY not in "".join(_checks.client_key_problems(keys, "vllm_api_keys"))
+
+
+def test_digests() -> None:
+    assert _checks.client_digests([{"name": "a", "key": KEY}]) == {"a": hashlib.sha256(KEY.encode()).hexdigest()}
+    with pytest.raises(ValueError, match="is an empty list"):
+        _checks.client_digests([])
+
+
+def instance(model: str, replica: int, default: bool = False) -> dict[str, Any]:
+    return {
+        "name": f"{model}-{replica}",
+        "model_name": model,
+        "served_as": [model],
+        "default": default,
+        "address": "127.0.0.1",
+        "port": 8000 + replica,
+        "env": {},
+    }
+
+
+def test_models_of_instances() -> None:
+    models = _checks.proxy_models([instance("a", 0), instance("b", 1, True), instance("b", 2, True)])
+    assert [(model["name"], model["default"]) for model in models] == [("a", False), ("b", True)]
+    assert models[1]["replicas"] == [
+        {"name": "b-1", "address": "127.0.0.1", "port": 8001},
+        {"name": "b-2", "address": "127.0.0.1", "port": 8002},
+    ]
+
+
+def test_the_only_model_is_the_default() -> None:
+    assert _checks.proxy_models([instance("a", 0)])[0]["default"] is True
+    assert not any(model["default"] for model in _checks.proxy_models([instance("a", 0), instance("b", 1)]))
+    assert _checks.proxy_models([]) == []
+
+
+SETTINGS = {"mode": "letsencrypt", "email": "ops@example.com", "directory": "", "ca_file": "", "ca_file_exists": False}
+
+
+@pytest.mark.parametrize(
+    ("changes", "expected"),
+    [
+        ({}, ""),
+        ({"mode": "selfsigned", "email": ""}, ""),
+        ({"mode": "selfsigned", "email": "nobody"}, ""),
+        ({"mode": "acme", "email": "", "directory": "https://acme.example.com/dir"}, ""),
+        ({"mode": "none"}, "vllm_tls_mode is 'none': it needs one of letsencrypt, acme, selfsigned. Correct it"),
+        ({"mode": ["acme"]}, "vllm_tls_mode is ['acme']: it needs one of"),
+        ({"email": ""}, "vllm_acme_email is '': letsencrypt needs an address"),
+        ({"email": "ops@localhost"}, "vllm_acme_email is 'ops@localhost': letsencrypt needs an address"),
+        ({"mode": "acme", "directory": "http://acme.example.com"}, "vllm_acme_directory is 'http://acme.example.com'"),
+        (
+            {"mode": "acme", "directory": "https://a.b/dir", "ca_file": "/nope"},
+            "vllm_acme_ca_file is '/nope': there is no such file on the control node.",
+        ),
+    ],
+)
+def test_certificate_settings(changes: dict[str, Any], expected: str) -> None:
+    problems = _checks.certificate_problems({**SETTINGS, **changes})
+    assert [problem[: len(expected)] for problem in problems] == ([expected] if expected else [])

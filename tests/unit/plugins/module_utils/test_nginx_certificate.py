@@ -1,0 +1,128 @@
+# Copyright (c) 2026 The gpuops.vllm authors
+# GNU General Public License v3.0+ (see LICENSE or https://www.gnu.org/licenses/gpl-3.0.txt)
+# SPDX-License-Identifier: GPL-3.0-or-later
+
+from __future__ import annotations
+
+import subprocess
+from pathlib import Path
+
+import pytest
+from ansible_collections.gpuops.vllm.plugins.module_utils import _certificate, _systemd
+
+RENEWAL = """\
+# renew_before_expiry = 30 days
+version = 2.1.0
+cert = /etc/letsencrypt/live/vllm/cert.pem
+
+[renewalparams]
+server = https://acme.example.com/dir
+webroot_path = /var/www/vllm-acme,
+[[webroot_map]]
+llm.example.com = /var/www/vllm-acme
+"""
+OPENSSL = """\
+notBefore=Nov  1 00:00:00 2026 GMT
+notAfter=Jan 30 00:00:00 2027 GMT
+X509v3 Subject Alternative Name: critical
+    DNS:llm.example.com
+"""
+BEGINS, DAY = 1793491200.0, 86400.0
+LINEAGE = _certificate.Lineage(
+    "https://acme.example.com/dir", "/var/www/vllm-acme", ("llm.example.com",), BEGINS, BEGINS + 90 * DAY
+)
+
+
+def test_parse_lineage() -> None:
+    assert _certificate.parse_lineage(RENEWAL, OPENSSL) == LINEAGE
+    with pytest.raises(ValueError, match="openssl names no dates"):
+        _certificate.parse_lineage(RENEWAL, "unable to load certificate")
+
+
+@pytest.mark.parametrize(
+    ("found", "domain", "server", "webroot", "days", "reason"),
+    [
+        (LINEAGE, "llm.example.com", LINEAGE.server, LINEAGE.webroot, 1, ""),
+        # The timer renews from the 60th day on, and is left to it for half of what is left then.
+        (LINEAGE, "llm.example.com", LINEAGE.server, LINEAGE.webroot, 74, ""),
+        (
+            LINEAGE,
+            "llm.example.com",
+            LINEAGE.server,
+            LINEAGE.webroot,
+            76,
+            "the one at hand expires in 336 h and was not renewed",
+        ),
+        (LINEAGE, "llm.example.com", LINEAGE.server, LINEAGE.webroot, 90, "the one at hand has expired"),
+        (None, "llm.example.com", LINEAGE.server, LINEAGE.webroot, 1, "there is none yet"),
+        (LINEAGE, "new.example.com", LINEAGE.server, LINEAGE.webroot, 1, "the one at hand is for llm.example.com"),
+        (
+            LINEAGE,
+            "llm.example.com",
+            "https://other/dir",
+            LINEAGE.webroot,
+            1,
+            "the one at hand is from https://acme.example.com/dir",
+        ),
+        (
+            LINEAGE,
+            "llm.example.com",
+            LINEAGE.server,
+            "/srv/acme",
+            1,
+            "the one at hand renews through /var/www/vllm-acme",
+        ),
+    ],
+)
+def test_order_reason(
+    found: _certificate.Lineage | None, domain: str, server: str, webroot: str, days: int, reason: str
+) -> None:
+    assert _certificate.order_reason(found, domain, server, webroot, BEGINS + days * DAY) == reason
+
+
+def test_order_command() -> None:
+    order = {"domain": "llm.example.com", "server": "https://a/dir", "webroot": "/w", "email": "ops@example.com"}
+    first = _certificate.order_command(order, "vllm", "/hook", replace=False)
+    assert first[:2] == ["certbot", "certonly"]
+    assert first[-2:] == ["--email", "ops@example.com"]
+    assert "--force-renewal" not in first
+    again = _certificate.order_command({**order, "email": ""}, "vllm", "/hook", replace=True)
+    assert again[-3:] == ["--register-unsafely-without-email", "--force-renewal", "--renew-with-new-domains"]
+
+
+def test_placeholder_is_made_once_and_for_its_domain(tmp_path: Path) -> None:
+    assert _certificate.needs_placeholder(tmp_path, "llm.example.com")
+    _certificate.make_placeholder(tmp_path, "llm.example.com", _systemd.run)
+    assert not _certificate.needs_placeholder(tmp_path, "llm.example.com")
+    assert _certificate.needs_placeholder(tmp_path, "new.example.com")
+    current = tmp_path / "current"
+    assert current.readlink() == Path("placeholder-llm.example.com")
+    assert (current / "privkey.pem").stat().st_mode & 0o777 == 0o600
+    assert sorted(path.name for path in current.iterdir()) == ["fullchain.pem", "privkey.pem"]
+    query = [
+        "openssl",
+        "x509",
+        "-noout",
+        "-ext",
+        "subjectAltName,basicConstraints",
+        "-in",
+        str(current / "fullchain.pem"),
+    ]
+    text = subprocess.run(query, check=True, capture_output=True, text=True).stdout
+    assert "DNS:llm.example.com" in text
+    assert "CA:FALSE" in text
+    assert _certificate.on_disk(tmp_path)[:1] == b"\x30"
+
+
+def test_a_certificate_that_is_no_placeholder_is_left(tmp_path: Path) -> None:
+    _certificate.make_placeholder(tmp_path, "old.example.com", _systemd.run)
+    (tmp_path / "placeholder-old.example.com").rename(tmp_path / "0123456789abcdef")
+    _certificate.flip(tmp_path / "current", "0123456789abcdef")
+    assert not _certificate.needs_placeholder(tmp_path, "llm.example.com")
+    (tmp_path / "current" / "privkey.pem").unlink()
+    assert _certificate.needs_placeholder(tmp_path, "llm.example.com")
+
+
+def test_openssl_that_fails(tmp_path: Path) -> None:
+    with pytest.raises(RuntimeError, match=r"could not make a self-signed certificate for x\.y: no entropy"):
+        _certificate.make_placeholder(tmp_path, "x.y", lambda argv: (1, "", "no entropy\n"))
