@@ -1,0 +1,335 @@
+"""The launcher as a process: what systemd hears, what the next one reads, how it ends."""
+
+from __future__ import annotations
+
+import http.client
+import json
+import os
+import signal
+import stat
+import subprocess
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import pytest
+
+if TYPE_CHECKING:
+    from .conftest import Rig
+
+ROOT = Path(__file__).resolve().parents[3]
+FAKE_ENGINE = ROOT / "tests" / "fake_engine" / "vllm"
+KEY = "unit-test-key-0123456789"
+
+
+def post(rig: Rig, **body: Any) -> http.client.HTTPResponse:
+    """A completion request to the engine."""
+    connection = http.client.HTTPConnection("127.0.0.1", rig.port, timeout=10)
+    headers = {"Authorization": f"Bearer {KEY}", "Content-Type": "application/json"}
+    connection.request("POST", "/v1/completions", json.dumps({"model": "demo", "prompt": "Hi", **body}), headers)
+    return connection.getresponse()
+
+
+def engine_pid(rig: Rig) -> int:
+    pid: int = rig.state()["pid"]
+    return pid
+
+
+@pytest.fixture
+def stopped_on_exit(rig: Rig) -> Iterator[None]:
+    """Let a stopped engine go on, so that it can be ended."""
+    yield
+    os.kill(engine_pid(rig), signal.SIGCONT)
+
+
+def test_a_whole_life(rig: Rig) -> None:
+    rig.write(drain_notice_s=0.3)
+    rig.start(FAKE_ENGINE_LOAD_S="0.6")
+    assert "EXTEND_TIMEOUT_USEC=60000000" in rig.wait_for("STATUS=loading for 0 s: loading weights 50%.*")
+    assert rig.state()["state"] == "loading"
+    assert rig.wait_for("READY=1") == "READY=1\nSTATUS=serving"
+    state = rig.state()
+    assert (state["state"], state["digest"]) == ("serving", "digest-1")
+    assert state["message"].startswith("first token by POST /v1/completions after ")
+    assert abs(state["since"] - time.time()) < 10
+    assert stat.S_IMODE(rig.state_file.stat().st_mode) == 0o644
+    assert not any("WATCHDOG" in message for message in rig.messages)
+    assert rig.wait_for("WATCHDOG=1") == "WATCHDOG=1\nSTATUS=serving: 0 running, 0 waiting"
+
+    told = time.monotonic()
+    rig.process.send_signal(signal.SIGTERM)
+    assert rig.wait_for("STOPPING=1") == "STOPPING=1\nSTATUS=draining: stop requested"
+    assert rig.state()["state"] == "draining"
+    with post(rig, max_tokens=1) as response:  # whoever was not told yet is still served
+        assert response.status == 200
+    assert rig.ended() == 0
+    assert time.monotonic() - told > 0.3
+    assert not rig.state_file.exists()
+    assert "Application startup complete." in rig.output()
+    assert KEY not in rig.output()
+
+
+def test_streams_end_whole(rig: Rig) -> None:
+    rig.start(FAKE_ENGINE_TOKEN_S="0.05", FAKE_ENGINE_ANSWER="a b c d e f g h i j")
+    rig.wait_for("READY=1")
+    with post(rig, stream=True, max_tokens=50) as response:
+        first = response.readline()
+        rig.process.send_signal(signal.SIGTERM)
+        rig.wait_for("STATUS=draining: stop requested; 1 running, 0 waiting")
+        rest = response.read()
+    assert (first + rest).count(b'"text"') == 11
+    assert rest.endswith(b"data: [DONE]\n\n")
+    assert rig.ended() == 0
+
+
+def test_what_the_engine_inherits(rig: Rig) -> None:
+    rig.replace_engine(
+        "import json, os, signal, sys\n"
+        "blocked = sorted(int(s) for s in signal.pthread_sigmask(signal.SIG_BLOCK, ()))\n"
+        f"json.dump([sys.argv, dict(os.environ), blocked], open({str(rig.root / 'seen')!r}, 'w'))\n"
+    )
+    rig.start(MY_OPTION="x y")
+    assert rig.ended() == 1
+    argv, environ, blocked = json.loads((rig.root / "seen").read_text())
+    venv = rig.root / "venvs" / "0.32.0"
+    assert argv == [f"{venv}/bin/vllm", "serve", "--config", f"{rig.folder}/engine.yaml"]
+    assert environ["PATH"].split(":")[0] == f"{venv}/bin"
+    assert (environ["VLLM_API_KEY"], environ["MY_OPTION"]) == (KEY, "x y")
+    assert not {"NOTIFY_SOCKET", "WATCHDOG_USEC", "WATCHDOG_PID"} & set(environ)
+    assert blocked == []
+
+
+def test_term_while_loading(rig: Rig) -> None:
+    rig.start(FAKE_ENGINE_LOAD_S="60")
+    rig.wait_for("loading weights")
+    rig.process.terminate()
+    rig.wait_for("STOPPING=1")
+    assert rig.ended() == 0
+    assert "engine ended with 130 after" in rig.output()  # by its second TERM, not by KILL
+    assert not rig.state_file.exists()
+    assert not any("READY" in message for message in rig.heard())
+
+
+@pytest.mark.parametrize(
+    ("fault", "status", "message"),
+    [
+        ("exit:2", 2, "engine exited with 2 while loading: RuntimeError: told to fail"),
+        ("exit:1", 1, "engine exited with 1 while loading: RuntimeError: told to fail"),
+        ("exit:78", 1, "engine exited with 78 while loading: RuntimeError: told to fail"),
+        ("oom", 1, "engine exited with 1 while loading: ValueError: To serve at least one request"),
+    ],
+)
+def test_the_engine_ends_unasked(rig: Rig, fault: str, status: int, message: str) -> None:
+    rig.start(FAKE_ENGINE_FAULT=fault)
+    assert rig.ended() == status
+    assert rig.state()["state"] == "failed"
+    assert rig.state()["message"].startswith(message)
+    assert rig.state()["pid"] is None
+    assert rig.heard()[-1].startswith(f"STATUS=failed: {message}")
+
+
+def test_a_flag_that_does_not_exist(rig: Rig) -> None:
+    rig.write(engine={"no-such-flag": 3})
+    rig.start()
+    assert rig.ended() == 2
+    message = "engine exited with 2 while loading: vllm: error: unrecognized arguments: --no-such-flag"
+    assert rig.state()["message"] == message
+
+
+def test_the_engines_core_dies(rig: Rig) -> None:
+    rig.start(FAKE_ENGINE_FAULT="exit0_request:1")
+    rig.wait_for("READY=1")
+    with pytest.raises(http.client.HTTPException):
+        post(rig)
+    assert rig.ended() == 1  # though the engine says 0
+    assert rig.state()["message"].startswith(
+        "engine exited with 0 while serving: [shutdown] MPClient: engine core exited"
+    )
+
+
+def test_the_engine_is_killed(rig: Rig) -> None:
+    rig.start()
+    rig.wait_for("READY=1")
+    os.kill(engine_pid(rig), signal.SIGKILL)
+    assert rig.ended() == 1
+    assert rig.state()["message"].startswith("engine killed by SIGKILL while serving (out of memory?): ")
+
+
+def test_requests_that_make_no_token(rig: Rig) -> None:
+    rig.write(engine={"shutdown-timeout": 0})
+    rig.start(FAKE_ENGINE_FAULT="hang_after:1")
+    rig.wait_for("READY=1")
+    rig.wait_for("WATCHDOG=1")
+    connection = http.client.HTTPConnection("127.0.0.1", rig.port, timeout=10)
+    headers = {"Authorization": f"Bearer {KEY}"}
+    connection.request("POST", "/v1/completions", '{"model": "demo", "prompt": "Hi"}', headers)  # never answered
+    assert "with 1 requests running" in rig.wait_for("STATUS=not alive: no token for ")
+    rig.wait_until(lambda: rig.state()["state"] == "failed")
+    assert rig.silent_for("WATCHDOG=1", 0.4)
+    rig.process.terminate()
+    assert rig.ended() == 0
+
+
+@pytest.mark.usefixtures("stopped_on_exit")
+def test_a_stopped_server_loses_the_watchdog_until_it_goes_on(rig: Rig) -> None:
+    rig.start()
+    rig.wait_for("READY=1")
+    rig.wait_for("WATCHDOG=1")
+    os.kill(engine_pid(rig), signal.SIGSTOP)
+    rig.wait_for("STATUS=not alive: /health does not answer")
+    assert rig.silent_for("WATCHDOG=1", 0.5)
+    assert rig.state()["message"] == "watchdog: /health does not answer"
+    os.kill(engine_pid(rig), signal.SIGCONT)
+    rig.wait_for("WATCHDOG=1")
+    assert rig.state()["state"] == "serving"
+
+
+def test_a_stuck_load_asks_for_no_more_time_and_is_ended(rig: Rig) -> None:
+    rig.write(start_timeout_s=1)
+    rig.start(FAKE_ENGINE_FAULT="stuck_load")
+    rig.wait_for("STATUS=failed: not ready after 1 s")
+    late = [message for message in rig.messages if "EXTEND" in message][2:]
+    assert late == []
+    assert rig.ended() == 1
+    assert rig.state()["message"].startswith(
+        "not ready after 1 s (start_timeout_s); last words: Starting to load model"
+    )
+
+
+def test_no_token_is_not_ready(rig: Rig) -> None:
+    rig.write(start_timeout_s=1)
+    rig.start(FAKE_ENGINE_FAULT="no_token")
+    assert rig.ended() == 1
+    assert not any("READY" in message for message in rig.heard())
+
+
+def test_the_port_is_taken(rig: Rig, tmp_path_factory: pytest.TempPathFactory) -> None:
+    other = type(rig)(tmp_path_factory.mktemp("other"))
+    other.start()
+    try:
+        other.wait_for("READY=1")
+        rig.write(engine={"port": other.port}, port=other.port)
+        rig.start()
+        assert rig.ended() == 1
+        assert "Address already in use" in rig.state()["message"]
+    finally:
+        other.close()
+
+
+def test_a_server_with_another_key_is_not_ours(rig: Rig) -> None:
+    rig.write(engine={"api-key": ["another"]})
+    rig.start()
+    assert rig.ended() == 78
+    assert "refuses VLLM_API_KEY: is another program there?" in rig.state()["message"]
+    assert not any("READY" in message for message in rig.heard())
+
+
+def test_an_engine_that_ignores_term_is_killed(rig: Rig) -> None:
+    rig.write(shutdown_timeout_s=0.1)
+    rig.start(FAKE_ENGINE_FAULT="deaf")
+    rig.wait_for("READY=1")
+    rig.process.terminate()
+    assert rig.ended() == 0
+    assert "the engine does not stop: killing it" in rig.output()
+
+
+@pytest.mark.parametrize(
+    ("args", "environ", "instance", "message"),
+    [
+        ([], {"VLLM_API_KEY": ""}, {}, "VLLM_API_KEY is empty or missing"),
+        ([], {"VLLM_API_KEY": "  "}, {}, "VLLM_API_KEY is empty or missing"),
+        (["../x"], {}, {}, "NAME is '../x'"),
+        (["a b"], {}, {}, "NAME is 'a b'"),
+        (["-x"], {}, {}, "NAME is '-x'"),
+        (["demo-0", "more"], {}, {}, "usage: vllm-start NAME"),
+        (["other-0"], {}, {}, "other-0/instance.json cannot be read"),
+        ([], {}, {"port": "8000"}, "instance.json: port is '8000', needs a int"),
+        ([], {}, {"served_as": []}, "instance.json: served_as is [], needs a list[str]"),
+        ([], {}, {"name": "other-0"}, "name is 'other-0', needs 'demo-0'"),
+        ([], {}, {"start_timeout_s": None}, "start_timeout_s is None, needs a float"),
+    ],
+)
+def test_wrong_input(
+    rig: Rig, args: list[str], environ: dict[str, str], instance: dict[str, Any], message: str
+) -> None:
+    rig.write(**instance)
+    rig.start(*args, stdout=None, **environ)
+    assert rig.ended() == 78
+    assert message in rig.output()
+    assert message in rig.heard()[-1]
+
+
+@pytest.mark.parametrize("missing", ["engine.yaml", "vllm"])
+def test_missing_files(rig: Rig, missing: str) -> None:
+    (rig.engine if missing == "vllm" else rig.folder / missing).unlink()
+    rig.start()
+    assert rig.ended() == 78
+    assert f"/{missing} is missing; run the play again" in rig.output()
+
+
+def test_a_secret_in_the_engines_words_stays_out_of_the_state(rig: Rig) -> None:
+    rig.replace_engine("import os\nraise SystemExit('ValueError: key ' + os.environ['VLLM_API_KEY'])\n")
+    rig.start()
+    assert rig.ended() == 1
+    assert rig.state()["message"] == "engine exited with 1 while loading: ValueError: key ***"
+    assert not any(KEY in message for message in rig.heard())
+
+
+def test_output_comes_through_byte_for_byte(rig: Rig) -> None:
+    rig.replace_engine(
+        "import os\n"
+        "data = bytes(range(256)) * 12000\n"
+        "while data:\n    data = data[os.write(1, data[:65536]):]\n"
+        "os.write(2, b'the end')\n"
+    )
+    rig.start()
+    assert rig.ended() == 1
+    raw = rig.output_file.read_bytes()
+    assert bytes(range(256)) * 12000 + b"the end\nvllm-start: failed: " in raw
+
+
+def test_a_lost_output_does_not_block_the_engine(rig: Rig) -> None:
+    rig.replace_engine("import os\nfor _ in range(64): os.write(1, b'x' * 65536)\nraise SystemExit(3)\n")
+    read, write = os.pipe()
+    rig.start(stdout=write)
+    os.close(write)
+    os.close(read)
+    assert rig.ended() == 1
+    assert rig.state()["message"].startswith("engine exited with 3 while loading")
+
+
+def test_a_child_that_keeps_the_output_open_holds_nothing_up(rig: Rig) -> None:
+    rig.start(FAKE_ENGINE_FAULT="orphan")
+    rig.wait_for("READY=1")
+    started = time.monotonic()
+    os.kill(engine_pid(rig), signal.SIGKILL)
+    assert rig.ended() == 1
+    assert time.monotonic() - started < 3
+
+
+def test_a_busy_systemd_holds_nothing_up_and_loses_nothing(rig: Rig) -> None:
+    rig.start(FAKE_ENGINE_LOAD_S="1.5")  # more messages than the socket holds, and nobody reads
+    rig.wait_until(lambda: rig.state_file.exists() and rig.state()["state"] == "serving")
+    rig.wait_for("READY=1")
+    assert len([message for message in rig.messages if "STATUS=loading" in message]) > 10
+    rig.wait_for("WATCHDOG=1")
+
+
+def test_without_systemd(rig: Rig) -> None:
+    rig.start(NOTIFY_SOCKET="")
+    rig.wait_until(lambda: rig.state_file.exists() and rig.state()["state"] == "serving")
+    rig.process.send_signal(signal.SIGINT)
+    assert rig.ended() == 0
+
+
+def test_the_stand_ins_version() -> None:
+    done = subprocess.run([FAKE_ENGINE, "--version"], capture_output=True, text=True, check=True)
+    assert done.stdout == "0.32.0\n"
+
+
+def test_the_installed_program_starts_with_the_systems_python() -> None:
+    launcher = ROOT / "roles" / "vllm_launcher" / "files" / "vllm-start"
+    done = subprocess.run([launcher], capture_output=True, text=True, check=False, env={"PATH": "/usr/bin:/bin"})
+    assert done.returncode == 78
+    assert done.stderr == ("vllm-start: usage: vllm-start NAME; NAME is '', needs an instance's name such as llama-0\n")
