@@ -1,0 +1,37 @@
+# Copyright (c) 2026 The gpuops.vllm authors
+# GNU General Public License v3.0+ (see LICENSE or https://www.gnu.org/licenses/gpl-3.0.txt)
+# SPDX-License-Identifier: GPL-3.0-or-later
+"""Filters over an endpoint's name, its client keys and its models; each is described in a file of its name."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+from ansible.errors import AnsibleFilterError
+from ansible_collections.gpuops.vllm.plugins.module_utils import _checks
+
+
+def client_digests(keys: Any) -> dict[str, str]:
+    try:
+        return _checks.client_digests(keys)
+    except ValueError as error:
+        raise AnsibleFilterError(str(error)) from None
+
+
+def proxy_models(instances: Any) -> list[dict[str, Any]]:
+    try:
+        return _checks.proxy_models(instances)
+    except (KeyError, TypeError) as error:
+        raise AnsibleFilterError(f"proxy_models needs instances as vllm_plan computes them, but: {error!r}") from None
+
+
+class FilterModule:
+    def filters(self) -> dict[str, Callable[..., Any]]:
+        return {
+            "certificate_problems": _checks.certificate_problems,
+            "client_digests": client_digests,
+            "client_key_problems": _checks.client_key_problems,
+            "domain_problems": _checks.domain_problems,
+            "proxy_models": proxy_models,
+        }

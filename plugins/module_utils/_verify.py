@@ -1,0 +1,373 @@
+# Copyright (c) 2026 The gpuops.vllm authors
+# GNU General Public License v3.0+ (see LICENSE or https://www.gnu.org/licenses/gpl-3.0.txt)
+# SPDX-License-Identifier: GPL-3.0-or-later
+"""An endpoint as a client sees it: requests over verified TLS, and a judgement of each answer."""
+
+from __future__ import annotations
+
+import http.client
+import ipaddress
+import json
+import socket
+import ssl
+import time
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from functools import partial
+from typing import Any
+
+HTTPS_PORT, HTTP_PORT = 443, 80
+#: Events that are closer than this came in together: a reader takes some 0.05 ms for each that lies ready.
+TOGETHER_S = 0.0005
+# Tokens of each attempt: on a busy machine a small model has spoken 48 before the reader gets its turn.
+STREAM_TOKENS = (48, 96, 192, 384, 384)
+STREAM_MIN_EVENTS = 5
+
+
+@dataclass(frozen=True)
+class Check:
+    """One thing that was tried. ``remedy`` is the next step where it is not ``ok``."""
+
+    name: str
+    ok: bool
+    detail: str
+    remedy: str = ""
+
+    def as_dict(self) -> dict[str, Any]:
+        return {"name": self.name, "ok": self.ok, "detail": self.detail}
+
+
+@dataclass(frozen=True)
+class Answer:
+    """What came back: header names in lower case, and the body as JSON where it is JSON, else as text."""
+
+    status: int
+    headers: Mapping[str, str]
+    body: Any
+
+
+@dataclass(frozen=True)
+class Model:
+    """A model and the path that leads to it: ``""`` for the default one, else ``/NAME``."""
+
+    prefix: str
+    served_as: Sequence[str]
+
+
+@dataclass(frozen=True)
+class Endpoint:
+    """Where to ask and as whom. ``context`` decides which authority is trusted; ``timeout_s`` is for each step."""
+
+    domain: str
+    key: str
+    context: ssl.SSLContext
+    timeout_s: float
+
+    def open(self, method: str, path: str, key: str | None, body: Any = None) -> http.client.HTTPResponse:
+        """Send a request on a connection of its own. Raises OSError, also for a certificate that does not verify."""
+        connection = http.client.HTTPSConnection(self.domain, HTTPS_PORT, timeout=self.timeout_s, context=self.context)
+        headers = {"Connection": "close", "Content-Type": "application/json"}
+        if key is not None:
+            headers["Authorization"] = f"Bearer {key}"
+        connection.request(method, path, None if body is None else json.dumps(body), headers)
+        return connection.getresponse()
+
+    def ask(self, method: str, path: str, body: Any = None, key: str | None = "") -> Answer:
+        """Send a request with the client's key, with another or (None) without one."""
+        with self.open(method, path, self.key if key == "" else key, body) as response:
+            text = response.read().decode("utf-8", "replace")
+            headers = {name.lower(): value for name, value in response.getheaders()}
+            return Answer(response.status, headers, as_json(text))
+
+
+def as_json(text: str) -> Any:
+    try:
+        return json.loads(text)
+    except ValueError:
+        return text
+
+
+def trust(ca_file: str, ca_pem: str) -> ssl.SSLContext:
+    """Trust these authorities only, or the system's where none is named. Raises OSError for a file that is not PEM."""
+    if ca_file or ca_pem:
+        return ssl.create_default_context(cafile=ca_file or None, cadata=ca_pem or None)
+    return ssl.create_default_context()
+
+
+def openai_error(body: Any) -> str:
+    """The message of an error in the form that OpenAI's SDKs read; ``""`` where it is not one."""
+    error = body.get("error") if isinstance(body, Mapping) else None
+    if not isinstance(error, Mapping) or not {"message", "type", "code"} <= set(error):
+        return ""
+    return str(error["message"])
+
+
+def shown(body: Any) -> str:
+    """An answer in one short line."""
+    text = body if isinstance(body, str) else json.dumps(body)
+    return " ".join(text.split())[:200]
+
+
+# ---- Generating ------------------------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class Kind:
+    """A way to ask a model for something, and how to see that it is there."""
+
+    path: str
+    question: Mapping[str, Any]
+    streams: bool
+    produced: Callable[[Any], bool]
+
+
+def _completion_tokens(body: Any) -> bool:
+    return int(((body or {}).get("usage") or {}).get("completion_tokens") or 0) > 0
+
+
+def _vector(body: Any) -> bool:
+    return bool(body["data"][0]["embedding"])
+
+
+KINDS = (
+    Kind("/v1/chat/completions", {"messages": [{"role": "user", "content": "Hello"}]}, True, _completion_tokens),
+    Kind("/v1/completions", {"prompt": "Hello"}, True, _completion_tokens),
+    Kind("/v1/embeddings", {"input": "Hello"}, False, _vector),
+)
+
+
+def ask_model(endpoint: Endpoint, prefix: str, name: str) -> tuple[Kind | None, str]:
+    """Have a model produce a token (or a vector) in the first way that it knows. Returns that way, or why there is none."""
+    first_fault = ""
+    for kind in KINDS:
+        limits = {"max_tokens": 4, "temperature": 0} if kind.streams else {}
+        answer = endpoint.ask("POST", prefix + kind.path, {"model": name, **kind.question, **limits})
+        if answer.status == 200 and isinstance(answer.body, Mapping):
+            try:
+                if kind.produced(answer.body):
+                    return kind, ""
+            except (AttributeError, IndexError, KeyError, TypeError, ValueError):
+                pass
+            return None, f"200 without a token: {shown(answer.body)}"
+        first_fault = first_fault or f"{answer.status}: {openai_error(answer.body) or shown(answer.body)}"
+        if answer.status not in {400, 404}:
+            break
+    return None, first_fault
+
+
+@dataclass
+class Stream:
+    """When the events of a stream came in: seconds since the request."""
+
+    times_s: list[float] = field(default_factory=list)
+
+    def largest_share(self) -> float:
+        """Share of the events that came in together at most: near 0 for a stream, 1 for what a buffer let go at once."""
+        if not self.times_s:
+            return 1.0
+        largest = together = 1
+        for earlier, later in zip(self.times_s, self.times_s[1:], strict=False):
+            together = together + 1 if later - earlier < TOGETHER_S else 1
+            largest = max(largest, together)
+        return largest / len(self.times_s)
+
+    def described(self) -> str:
+        span_ms = (self.times_s[-1] - self.times_s[0]) * 1000 if self.times_s else 0.0
+        return f"{len(self.times_s)} events over {span_ms:.0f} ms, at most {self.largest_share():.0%} at once"
+
+
+def read_events(response: http.client.HTTPResponse) -> Iterator[bytes]:
+    """The data of each server-sent event, as soon as it is there, without the closing ``[DONE]``."""
+    rest = b""
+    while piece := response.read1(65536):
+        *events, rest = (rest + piece).split(b"\n\n")
+        for event in events:
+            data = event.removeprefix(b"data:").strip()
+            if event.startswith(b"data:") and data != b"[DONE]":
+                yield data
+
+
+def stream_once(endpoint: Endpoint, prefix: str, name: str, kind: Kind, tokens: int) -> Stream:
+    """Stream some tokens and note when they come. Raises ValueError where no stream is given."""
+    # ignore_eos is vLLM's: a model that answers in three words would tell nothing about buffering.
+    body = {"model": name, **kind.question, "stream": True, "max_tokens": tokens, "ignore_eos": True}
+    started = time.perf_counter()
+    with endpoint.open("POST", prefix + kind.path, endpoint.key, body) as response:
+        content_type = response.getheader("Content-Type") or ""
+        if response.status != 200 or not content_type.startswith("text/event-stream"):
+            said = response.read().decode("utf-8", "replace")
+            raise ValueError(f"{response.status}, {content_type or 'no type'}: {shown(as_json(said))}")
+        return Stream([time.perf_counter() - started for _event in read_events(response)])
+
+
+# ---- Checks ----------------------------------------------------------------------------------------------------------
+
+
+def check_certificate(endpoint: Endpoint, now: float) -> Check:
+    """TLS with the name and the chain verified. ``now`` in seconds since the epoch."""
+    name = "certificate"
+    try:
+        with (
+            socket.create_connection((endpoint.domain, HTTPS_PORT), endpoint.timeout_s) as connection,
+            endpoint.context.wrap_socket(connection, server_hostname=endpoint.domain) as tls,
+        ):
+            certificate: dict[str, Any] = tls.getpeercert() or {}
+            version = tls.version()
+    except ssl.SSLCertVerificationError as error:
+        remedy = (
+            "For an authority that this machine does not know, set vllm_verify_ca_file to its CA (PEM). A self-signed"
+            " placeholder means that vllm_certbot has not got a certificate yet: run site.yml with --tags certificate."
+        )
+        return Check(name, False, error.verify_message or str(error), remedy)
+    except OSError as error:
+        remedy = f"Does vllm_domain ({endpoint.domain}) lead to the host, and is port 443 open from here?"
+        return Check(name, False, str(error), remedy)
+    issuer = {str(key): str(value) for part in certificate.get("issuer", ()) for key, value in part}
+    ends = str(certificate.get("notAfter", ""))
+    days = int((ssl.cert_time_to_seconds(ends) - now) // 86400) if ends else 0
+    by = issuer.get("organizationName") or issuer.get("commonName") or "?"
+    return Check(name, True, f"{version}, from {by}, {days} days left")
+
+
+def check_redirect(endpoint: Endpoint) -> Check:
+    """Port 80 leads to HTTPS, under the same name."""
+    remedy = "Run site.yml with --tags proxy, and see that port 80 is open and no other vhost answers for this name."
+    connection = http.client.HTTPConnection(endpoint.domain, HTTP_PORT, timeout=endpoint.timeout_s)
+    try:
+        connection.request("GET", "/v1/models")
+        answer = connection.getresponse()
+        answer.read()
+    except (OSError, http.client.HTTPException) as error:
+        return Check("redirect", False, str(error), remedy)
+    finally:
+        connection.close()
+    target = answer.getheader("Location") or ""
+    ok = answer.status in {301, 308} and target == f"https://{endpoint.domain}/v1/models"
+    return Check("redirect", ok, f"{answer.status} to {target or 'nowhere'}", remedy)
+
+
+def check_keys(endpoint: Endpoint, prefix: str) -> list[Check]:
+    """The right key opens, a wrong one and none do not; a key in the wrong case is a wrong one."""
+    path = f"{prefix}/v1/models"
+    proxy = "Only the proxy knows client keys: run site.yml with --tags proxy, and see that clients come through it."
+    checks = []
+    answer = endpoint.ask("GET", path)
+    remedy = "Is this key in vllm_api_keys? For a 503, see 'systemctl status vllm.target' on the host."
+    checks.append(Check("right key", answer.status == 200, f"GET {path}: {answer.status}", remedy))
+    wrong_keys: dict[str, str | None] = {"wrong key": "no-such-key-0123456789", "missing key": None}
+    if endpoint.key != endpoint.key.swapcase():
+        wrong_keys["key in the wrong case"] = endpoint.key.swapcase()
+    for name, key in wrong_keys.items():
+        answer = endpoint.ask("GET", path, key=key)
+        ok = answer.status == 401 and bool(openai_error(answer.body))
+        checks.append(Check(name, ok, f"GET {path}: {answer.status}", proxy))
+    return checks
+
+
+def check_model(endpoint: Endpoint, model: Model, max_share: float) -> list[Check]:
+    """Every name answers with a token, the list shows them, another name is a 404, and a stream is one."""
+    where = f"{model.prefix}/v1"
+    remedy = "See 'journalctl -u vllm@NAME-0' on the host, and the proxy's log /var/log/nginx/vllm_access.log."
+    answer = endpoint.ask("GET", f"{where}/models")
+    listed = answer.body.get("data") if answer.status == 200 and isinstance(answer.body, Mapping) else []
+    names = [str(entry.get("id")) for entry in listed or [] if isinstance(entry, Mapping)]
+    ok = set(model.served_as) <= set(names)
+    checks = [Check(f"{where}/models", ok, f"{answer.status}: {', '.join(names) or shown(answer.body)}", remedy)]
+
+    working: tuple[str, Kind] | None = None
+    for name in model.served_as:
+        kind, fault = ask_model(endpoint, model.prefix, name)
+        checks.append(
+            Check(f"{where} model {name}", kind is not None, fault or f"a token by {kind and kind.path}", remedy)
+        )
+        if kind and not working:
+            working = name, kind
+
+    unknown = {"model": "no-such-model", "messages": [{"role": "user", "content": "Hello"}]}
+    answer = endpoint.ask("POST", f"{where}/chat/completions", unknown)
+    ok = answer.status == 404 and bool(openai_error(answer.body))
+    checks.append(Check(f"{where} unknown model", ok, f"{answer.status}: {shown(answer.body)}", remedy))
+
+    if working and working[1].streams:
+        checks.append(check_stream(endpoint, model.prefix, *working, max_share))
+    return checks
+
+
+def check_stream(endpoint: Endpoint, prefix: str, name: str, kind: Kind, max_share: float) -> Check:
+    """Events come one after another. The best of some attempts counts: a busy reader finds several, a buffer holds all."""
+    title = f"{prefix}/v1 stream"
+    best = Stream()
+    for tokens in STREAM_TOKENS:
+        try:
+            stream = stream_once(endpoint, prefix, name, kind, tokens)
+        except (OSError, ValueError, http.client.HTTPException) as error:
+            return Check(title, False, str(error), "See the proxy's log /var/log/nginx/vllm_access.log on the host.")
+        if not best.times_s or stream.largest_share() < best.largest_share():
+            best = stream
+        if len(best.times_s) >= STREAM_MIN_EVENTS and best.largest_share() <= max_share:
+            return Check(title, True, best.described())
+    remedy = (
+        "Something between here and vLLM holds events back: another proxy in front of the host? The proxy's own"
+        " proxy_buffering is off after site.yml with --tags proxy."
+    )
+    return Check(title, False, best.described(), remedy)
+
+
+def check_closed(addresses: Sequence[str], ports: Sequence[int], timeout_s: float) -> list[Check]:
+    """No engine's port can be reached from here. ``addresses`` are names or addresses of the host."""
+    found: dict[str, None] = {}
+    for address in addresses:
+        try:
+            for *_, target in socket.getaddrinfo(address, None, type=socket.SOCK_STREAM):
+                found[str(target[0])] = None
+        except OSError as error:
+            return [Check(f"{address} closed", False, f"not resolved: {error}", "Does this name lead to the host?")]
+    outside = [address for address in found if not ipaddress.ip_address(address.partition("%")[0]).is_loopback]
+    if not outside:
+        detail = "not proven: from here the host has loopback addresses only"
+        return [Check("engine ports closed", True, detail)]
+    return [_check_port(address, port, timeout_s) for port in sorted(set(ports)) for address in outside]
+
+
+def _check_port(address: str, port: int, timeout_s: float) -> Check:
+    name = f"port {port} closed"
+    try:
+        socket.create_connection((address, port), timeout_s).close()
+    except OSError as error:
+        return Check(name, True, f"{address}: {error}")
+    remedy = "vLLM must listen on 127.0.0.1 only: see 'ss -ltnp' on the host for what listens there, and stop it."
+    return Check(name, False, f"{address} answers on port {port}", remedy)
+
+
+def verify(
+    endpoint: Endpoint,
+    models: Sequence[Model],
+    addresses: Sequence[str],
+    ports: Sequence[int],
+    max_share: float,
+) -> list[Check]:
+    """Try all that a client relies on. Where the certificate fails, what needs it is not tried."""
+    checks = check_closed(addresses, ports, timeout_s=3.0)
+    checks.append(check_redirect(endpoint))
+    certificate = check_certificate(endpoint, time.time())
+    checks.append(certificate)
+    if not certificate.ok:
+        return checks
+    steps: list[tuple[str, Callable[[], list[Check]]]] = []
+    if models:
+        steps.append(("keys", partial(check_keys, endpoint, models[0].prefix)))
+    steps += [(f"{model.prefix}/v1", partial(check_model, endpoint, model, max_share)) for model in models]
+    for name, step in steps:
+        try:
+            checks += step()
+        except (OSError, http.client.HTTPException) as error:
+            remedy = "See the proxy's logs in /var/log/nginx/ on the host."
+            checks.append(Check(name, False, f"{type(error).__name__}: {error}", remedy))
+    return checks
+
+
+def report(checks: Sequence[Check]) -> str:
+    """The failed checks, each with its next step."""
+    failed = [check for check in checks if not check.ok]
+    lines = [f"- {check.name}: {check.detail}\n  {check.remedy}" for check in failed]
+    return f"{len(failed)} of {len(checks)} checks failed:\n" + "\n".join(lines)

@@ -1,0 +1,311 @@
+#!/usr/bin/python
+
+# Copyright (c) 2026 The gpuops.vllm authors
+# GNU General Public License v3.0+ (see LICENSE or https://www.gnu.org/licenses/gpl-3.0.txt)
+# SPDX-License-Identifier: GPL-3.0-or-later
+
+from __future__ import annotations
+
+DOCUMENTATION = r"""
+module: certificate
+short_description: Get an endpoint's certificate and have NGINX serve it
+version_added: 0.1.0
+description:
+  - Orders a certificate by certbot and the webroot of port 80 when there is none, or when the one at hand is for another
+    name, from another authority, or was forgotten by the timer. At most one order a run, and none on a second run.
+  - Before an order it fetches a token of its own through the name and port 80, as the authority will, since failed
+    orders are counted.
+  - A certificate that is there but is not the one NGINX is led to, because a play was cut off in between, is installed.
+  - Enables certbot's timer, whose renewals go through the same deploy hook.
+author:
+  - The gpuops.vllm authors (@gpuops)
+attributes:
+  check_mode:
+    description: Says what would be done; nothing is ordered and no token is fetched.
+    support: full
+  diff_mode:
+    description: There is no text to compare; RV(actions) tells what is done and why.
+    support: none
+options:
+  mode:
+    description:
+      - V(acme) orders from O(server).
+      - V(selfsigned) makes a self-signed certificate. One from an authority gives way to it, and is not renewed any more.
+    type: str
+    choices: [acme, selfsigned]
+    required: true
+  domain:
+    description: DNS name of the endpoint.
+    type: str
+    required: true
+  server:
+    description: Directory URL of the certificate authority.
+    type: str
+    default: ''
+  email:
+    description: Address that the authority writes to; empty for none.
+    type: str
+    default: ''
+  ca_pem:
+    description:
+      - Certificates (PEM) that vouch for the authority's own HTTPS, where the host does not know it yet.
+      - They go into the host's trust, since certbot's timer has no other place to find them. Empty takes them out again.
+    type: str
+    default: ''
+  webroot:
+    description: Folder from which port 80 answers C(/.well-known/acme-challenge/).
+    type: path
+    default: /var/www/vllm-acme
+  tls_dir:
+    description: Folder in which C(current) links to the folder of the certificate that is served.
+    type: path
+    default: /etc/vllm/tls
+  hook:
+    description: Program that installs a lineage; its argument is the lineage's folder.
+    type: path
+    default: /usr/local/sbin/vllm-install-certificate
+  check_http:
+    description: Whether to fetch a token through the name before an order. Not every network lets a host reach itself so.
+    type: bool
+    default: true
+"""
+
+EXAMPLES = r"""
+- name: Get a certificate
+  gpuops.vllm.certificate:
+    mode: acme
+    domain: llm.example.com
+    email: ops@example.com
+    server: https://acme.example.com/directory
+"""
+
+RETURN = r"""
+actions:
+  description: What was done, or would be, and why, in order.
+  returned: success
+  type: list
+  elements: str
+"""
+
+import secrets
+import time
+import urllib.request
+from pathlib import Path
+from typing import Any, NoReturn
+
+from ansible.module_utils.basic import AnsibleModule
+from ansible_collections.gpuops.vllm.plugins.module_utils import _certificate, _files, _systemd
+
+#: One lineage, whatever the domain: after a change of name no forgotten one goes on renewing and installing itself.
+LINEAGE = "vllm"
+LETSENCRYPT = Path("/etc/letsencrypt")
+RENEWAL = LETSENCRYPT / "renewal" / f"{LINEAGE}.conf"
+LIVE = LETSENCRYPT / "live" / LINEAGE
+TRUSTED = Path("/usr/local/share/ca-certificates/vllm-acme.crt")
+BUNDLE = Path("/etc/ssl/certs/ca-certificates.crt")
+TIMER = "certbot.timer"
+HTTP_TIMEOUT_S = 10
+RELOAD_TIMEOUT_S = 10
+#: An order is made once. Only a refused nonce, which is the authority's word for "say that again", is not the end of it;
+#: certbot itself says it again only once for each request.
+ORDER_ATTEMPTS = 3
+
+
+class Certificate:
+    """One call of the module."""
+
+    def __init__(self, module: AnsibleModule) -> None:
+        self.module = module
+        self.params: dict[str, Any] = module.params
+        self.tls_dir = Path(self.params["tls_dir"])
+        self.domain: str = self.params["domain"]
+        self.actions: list[str] = []
+
+    def fail(self, message: str) -> NoReturn:
+        self.module.fail_json(msg=message, actions=self.actions, changed=bool(self.actions))
+
+    def run(self, command: list[str], what: str, attempts: int = 1) -> None:
+        """Run a command. A further attempt is only for an authority that asks for one, see `ORDER_ATTEMPTS`."""
+        for attempt in range(1, attempts + 1):
+            rc, out, err = self.module.run_command(command)
+            if rc == 0:
+                return
+            if attempt == attempts or "badNonce" not in out + err:
+                lines = [line for line in (out + err).splitlines() if line.strip()]
+                said = "\n".join(f"  {line}" for line in lines[-15:])
+                self.fail(f"{what} failed (exit status {rc}). It says:\n{said}")
+
+    # ---- Trust -------------------------------------------------------------------------------------------------------
+
+    def trust(self) -> None:
+        """Put the authority's own CA into the host's trust, or take it out."""
+        wanted = self.params["ca_pem"].strip()
+        there = _files.read_text(TRUSTED)
+        if wanted:
+            bundle = _files.read_text(BUNDLE) or ""
+            if there == f"{wanted}\n" and wanted in bundle:
+                return
+            self.actions.append(f"put the authority's CA into the host's trust ({TRUSTED})")
+        elif there is None:
+            return
+        else:
+            self.actions.append(f"took {TRUSTED} out of the host's trust")
+        if self.module.check_mode:
+            return
+        if wanted:
+            _files.write_atomic(TRUSTED, f"{wanted}\n", 0o644)
+        else:
+            TRUSTED.unlink()
+        self.run(["update-ca-certificates"], "update-ca-certificates")
+
+    # ---- Self-signed -------------------------------------------------------------------------------------------------
+
+    def selfsigned(self) -> None:
+        self.trust()
+        if RENEWAL.exists():
+            self.actions.append("gave up certbot's certificate, so that it does not come back when it renews")
+            if not self.module.check_mode:
+                self.run(["certbot", "delete", "--non-interactive", "--cert-name", LINEAGE], "certbot delete")
+        if _certificate.current(self.tls_dir) != _certificate.placeholder_name(self.domain):
+            self.actions.append("made a self-signed certificate")
+            if not self.module.check_mode:
+                _certificate.make_placeholder(self.tls_dir, self.domain, self.module.run_command)
+        self.have_it_served(reloaded=False)
+
+    def have_it_served(self, reloaded: bool) -> None:
+        """Reload NGINX where it serves another certificate; a reload that is under way is waited for."""
+        if not (self.tls_dir / "current").exists() or self.is_served(RELOAD_TIMEOUT_S if reloaded else 0):
+            return
+        self.actions.append("reloaded nginx")
+        if self.module.check_mode:
+            return
+        self.run(["nginx", "-t", "-q"], "NGINX's test of its configuration")
+        self.run(["systemctl", "reload", "nginx.service"], "systemctl reload nginx")
+        if not self.is_served(RELOAD_TIMEOUT_S):
+            self.fail(
+                f"NGINX was reloaded, but after {RELOAD_TIMEOUT_S} s it does not serve {self.tls_dir}/current for"
+                f" {self.domain}. See /var/log/nginx/error.log, and whether another vhost answers for that name."
+            )
+
+    def is_served(self, timeout_s: float) -> bool:
+        deadline = time.monotonic() + timeout_s
+        while _certificate.served(self.domain) != _certificate.on_disk(self.tls_dir):
+            if time.monotonic() >= deadline:
+                return False
+            time.sleep(0.1)
+        return True
+
+    # ---- From an authority -------------------------------------------------------------------------------------------
+
+    def lineage(self) -> _certificate.Lineage | None:
+        renewal = _files.read_text(RENEWAL)
+        if renewal is None or not (LIVE / "cert.pem").exists():
+            return None
+        query = ["openssl", "x509", "-noout", "-dates", "-ext", "subjectAltName", "-in", str(LIVE / "cert.pem")]
+        rc, out, err = self.module.run_command(query)
+        if rc != 0:
+            self.fail(f"openssl cannot read {LIVE}/cert.pem: {(err or out).strip()}")
+        return _certificate.parse_lineage(renewal, out)
+
+    def installed(self) -> bool:
+        live, served = LIVE / _certificate.CHAIN, self.tls_dir / "current" / _certificate.CHAIN
+        return live.exists() and served.exists() and live.read_bytes() == served.read_bytes()
+
+    def acme(self) -> None:
+        self.trust()
+        found = self.lineage()
+        webroot = str(self.params["webroot"])
+        reason = _certificate.order_reason(found, self.domain, self.params["server"], webroot, time.time())
+        if reason:
+            if not self.module.check_mode:
+                self.order(replace=found is not None)
+            self.actions.append(f"ordered a certificate from {self.params['server']}: {reason}")
+        install = not self.installed()
+        if install:
+            # After an order the hook has run already. certbot only logs it when a hook fails; here it counts.
+            self.actions.append("installed the certificate")
+            if not self.module.check_mode:
+                hook = [self.params["hook"], "--tls-dir", str(self.tls_dir), str(LIVE)]
+                self.run(hook, "The installation of the certificate")
+        if not self.module.check_mode:
+            self.have_it_served(reloaded=bool(reason) or install)
+        self.timer()
+
+    def order(self, replace: bool) -> None:
+        webroot = Path(self.params["webroot"])
+        webroot.mkdir(mode=0o755, parents=True, exist_ok=True)
+        if self.params["check_http"]:
+            self.fetch_token(webroot / ".well-known" / "acme-challenge")
+        order = {name: str(self.params[name]) for name in ("domain", "server", "webroot", "email")}
+        hook = f"{self.params['hook']} --tls-dir {self.tls_dir}"
+        command = _certificate.order_command(order, LINEAGE, hook, replace)
+        what = f"The order of a certificate for {self.domain} from {self.params['server']}"
+        self.run(command, what, ORDER_ATTEMPTS)
+
+    def fetch_token(self, folder: Path) -> None:
+        """Ask for a token as the authority will. An order that fails counts against the authority's limits."""
+        folder.mkdir(mode=0o755, parents=True, exist_ok=True)
+        token = secrets.token_hex(16)
+        path = folder / f"vllm-{token}"
+        url = f"http://{self.domain}/.well-known/acme-challenge/{path.name}"
+        path.write_text(token, encoding="ascii")
+        path.chmod(0o644)
+        opener = urllib.request.build_opener(urllib.request.ProxyHandler({}))
+        try:
+            with opener.open(url, timeout=HTTP_TIMEOUT_S) as answer:
+                text = answer.read(200).decode("ascii", "replace")
+            fault = "" if text == token else f"another host or program answers: {text[:60]!r}"
+        except OSError as error:
+            fault = str(getattr(error, "reason", error))
+        finally:
+            path.unlink()
+        if fault:
+            self.fail(
+                f"{url} does not lead back to this host: {fault}. vllm_domain is {self.domain!r}: its DNS record must name"
+                " this host, and port 80 must be open to the certificate authority. Nothing was ordered. Correct that and"
+                " run the play again; if only this host itself cannot reach it, set vllm_certbot_check_http: false."
+            )
+
+    def timer(self) -> None:
+        state = _systemd.show(TIMER, ["UnitFileState", "ActiveState"], self.module.run_command)
+        if state["UnitFileState"] == "enabled" and state["ActiveState"] == "active":
+            return
+        self.actions.append(f"enabled {TIMER}")
+        if not self.module.check_mode:
+            self.run(["systemctl", "enable", "--now", TIMER], f"systemctl enable {TIMER}")
+
+    def converge(self) -> NoReturn:
+        if self.params["mode"] == "acme":
+            self.acme()
+        else:
+            self.selfsigned()
+        self.module.exit_json(changed=bool(self.actions), actions=self.actions)
+
+
+def main() -> None:
+    module = AnsibleModule(
+        argument_spec={
+            "mode": {"type": "str", "choices": ["acme", "selfsigned"], "required": True},
+            "domain": {"type": "str", "required": True},
+            "server": {"type": "str", "default": ""},
+            "email": {"type": "str", "default": ""},
+            "ca_pem": {"type": "str", "default": ""},
+            "webroot": {"type": "path", "default": "/var/www/vllm-acme"},
+            "tls_dir": {"type": "path", "default": "/etc/vllm/tls"},
+            "hook": {"type": "path", "default": "/usr/local/sbin/vllm-install-certificate"},
+            "check_http": {"type": "bool", "default": True},
+        },
+        required_if=[("mode", "acme", ["server"])],
+        supports_check_mode=True,
+    )
+    # What is read here is compared with the programs' own words.
+    module.run_command_environ_update = {"LC_ALL": "C"}
+    certificate = Certificate(module)
+    try:
+        certificate.converge()
+    except (OSError, RuntimeError, ValueError) as error:
+        certificate.fail(f"{type(error).__name__}: {error}")
+
+
+if __name__ == "__main__":
+    main()
