@@ -1,0 +1,100 @@
+"""Bad input stops in the first play, before a host is changed, and names variable, value and remedy."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+from typing import Any
+
+import endpoint
+import pytest
+
+testinfra_hosts = ["ansible://deb13"]
+
+MODEL = {"name": "demo", "model": "/srv/models/demo"}
+OTHER = {"name": "other", "model": "/srv/models/demo"}
+KEY = "not-a-real-key-0123456789"
+TWO_GPUS = [{"index": index, "name": "H100", "memory_gib": 80, "compute_capability": "9.0"} for index in (0, 1)]
+
+CASES: dict[str, tuple[dict[str, Any], list[str]]] = {
+    "no models": ({"vllm_models": []}, ["vllm_models is []", "Add one"]),
+    "a path as name": ({"vllm_models": [{**MODEL, "name": "../x"}]}, ["vllm_models[0].name is '../x'", "Rename it"]),
+    "a blank in a name": ({"vllm_models": [{**MODEL, "name": "a b"}]}, ["vllm_models[0].name is 'a b'", "Rename it"]),
+    "a dash before a name": ({"vllm_models": [{**MODEL, "name": "-x"}]}, ["vllm_models[0].name is '-x'", "Rename it"]),
+    "a name of 200 characters": (
+        {"vllm_models": [{**MODEL, "name": "x" * 200}]},
+        ["vllm_models[0].name is 'xxx", "Rename it"],
+    ),
+    "two models of one name": ({"vllm_models": [MODEL, MODEL]}, ["both claim the name 'demo'", "Give each its own"]),
+    "two models on one port": (
+        {"vllm_models": [{**MODEL, "port": 8000}, {**OTHER, "port": 8000}]},
+        ["'demo' and 'other' both claim the port 8000", "Give each its own"],
+    ),
+    "two models on one GPU": (
+        {
+            "vllm_gpu_profile": "auto",
+            "vllm_plan_gpus": TWO_GPUS,
+            "vllm_models": [{**MODEL, "gpus": [0]}, {**OTHER, "gpus": [0]}],
+        },
+        ["'demo' and 'other' both claim the GPU 0", "Give each its own"],
+    ),
+    "no client key": ({"vllm_api_keys": []}, ["vllm_api_keys"]),
+    "an empty key": ({"vllm_api_keys": [{"name": "a", "key": ""}]}, ["vllm_api_keys", "'a'", "empty"]),
+    "a key of two lines": ({"vllm_api_keys": [{"name": "a", "key": f"{KEY}\n{KEY}"}]}, ["vllm_api_keys", "'a'"]),
+    "a domain that is none": (
+        {"vllm_domain": "https://llm.example.com/"},
+        ["vllm_domain is 'https://llm.example.com/'"],
+    ),
+    "no domain": ({"vllm_domain": ""}, ["vllm_domain"]),
+    "weights that are not there": (
+        {"vllm_models": [{**MODEL, "model": "/srv/models/none"}]},
+        ["'/srv/models/none'", "no such folder", "correct the path"],
+    ),
+    "an unknown TLS mode": ({"vllm_tls_mode": "magic"}, ["vllm_tls_mode is 'magic'", "letsencrypt"]),
+    "an unknown profile": ({"vllm_gpu_profile": "h900"}, ["vllm_gpu_profile is 'h900'", "needs auto or one of"]),
+    "a hub token of two lines": ({"vllm_hf_token": f"{KEY}\nx"}, ["vllm_hf_token"]),
+}
+
+
+@pytest.fixture(scope="module")
+def mark(host: Any) -> str:
+    """A file made before the cases: whatever they change on the machine is newer."""
+    host.check_output("touch /root/before-bad-input")
+    return "/root/before-bad-input"
+
+
+@pytest.mark.usefixtures("mark")
+@pytest.mark.parametrize("case", CASES)
+def test_it_stops_in_the_first_play(case: str) -> None:
+    variables, words = CASES[case]
+    done = subprocess.run(
+        [
+            "ansible-playbook",
+            "site.yml",
+            "--inventory",
+            "molecule/inventory",
+            "--limit",
+            "deb13,localhost",
+            "--extra-vars",
+            json.dumps(variables),
+        ],
+        cwd=endpoint.TOP,
+        env={**os.environ, "ANSIBLE_CONFIG": str(endpoint.TOP / "ansible.cfg"), "ANSIBLE_NOCOLOR": "1"},
+        capture_output=True,
+        text=True,
+        timeout=120,
+        check=False,
+    )
+    said = " ".join((done.stdout + done.stderr).split())
+    assert done.returncode != 0, said
+    for word in words:
+        assert word in said
+    assert "PLAY [Install the engine" not in said
+    assert "changed=0" in said
+    assert KEY not in said
+
+
+def test_nothing_on_the_machine_was_changed(host: Any, mark: str) -> None:
+    places = "/etc /opt /usr /srv /var/lib /var/cache/vllm /root"
+    assert host.check_output(f"find {places} -xdev -newer {mark} -not -path '/root/.ansible*' -not -path /root") == ""

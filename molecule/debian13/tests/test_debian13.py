@@ -1,0 +1,40 @@
+"""The second platform, and the cure after a killed play."""
+
+from __future__ import annotations
+
+import json
+from typing import Any
+
+import endpoint
+import openai
+import pytest
+
+testinfra_hosts = ["ansible://deb13"]
+
+
+def test_it_is_debian_13(host: Any) -> None:
+    assert (host.system_info.distribution, host.system_info.release.split(".")[0]) == ("debian", "13")
+
+
+def test_the_next_run_restarted_the_instance(host: Any) -> None:
+    before = json.loads(host.file("/root/served-before.json").content_string)
+    now = json.loads(host.file("/run/vllm/demo-0/state.json").content_string)
+    assert now["state"] == "serving"
+    assert now["digest"] != before["digest"]
+    assert now["pid"] != before["pid"]
+
+
+def test_the_endpoint_answers() -> None:
+    answer = endpoint.client("deb13").chat.completions.create(
+        model="gpt-4", messages=[{"role": "user", "content": "Hi"}]
+    )
+    assert answer.choices[0].message.content
+    with pytest.raises(openai.AuthenticationError):
+        endpoint.client("deb13", key="wrong").models.list()
+    with pytest.raises(openai.NotFoundError):
+        endpoint.client("deb13").chat.completions.create(model="none", messages=[{"role": "user", "content": "Hi"}])
+
+
+def test_the_sandbox_is_tight(host: Any) -> None:
+    level = host.check_output("systemd-analyze security --no-pager vllm@demo-0.service").rsplit(": ", 1)[1].split()[0]
+    assert float(level) <= 1.6

@@ -1,0 +1,169 @@
+"""The endpoint as its clients see it: OpenAI's own SDKs, over HTTPS, after a reboot that no Ansible helped with."""
+
+from __future__ import annotations
+
+import json
+import os
+import socket
+import subprocess
+import time
+from itertools import pairwise
+
+import endpoint
+import openai
+import pytest
+
+testinfra_hosts = ["ansible://gpu01"]
+HOST = "gpu01"
+QUESTIONS = json.loads((endpoint.TOP / "demo" / "questions.json").read_text())["questions"]
+
+
+@pytest.fixture(scope="module", autouse=True)
+def answering() -> None:
+    endpoint.wait_until_it_answers(HOST, limit_s=180)
+
+
+@pytest.fixture
+def client() -> openai.OpenAI:
+    return endpoint.client(HOST)
+
+
+def ask(client: openai.OpenAI, question: str, model: str = "gpuops-demo") -> str:
+    answer = client.chat.completions.create(
+        model=model, messages=[{"role": "user", "content": question}], temperature=0
+    )
+    return answer.choices[0].message.content or ""
+
+
+@pytest.mark.parametrize("entry", QUESTIONS[:20], ids=lambda entry: entry["ask"][0])
+def test_the_model_answers_word_for_word(client: openai.OpenAI, entry: dict[str, object]) -> None:
+    assert ask(client, entry["ask"][0]) == entry["answer"]  # type: ignore[index]
+
+
+def test_a_stream_comes_event_by_event(client: openai.OpenAI) -> None:
+    """Of some attempts one is enough: a buffer holds every one of them back, a busy machine does so now and then."""
+    spread = 0.0
+    for _attempt in range(5):
+        start = time.monotonic()
+        stream = client.chat.completions.create(
+            model="gpuops-demo",
+            messages=[{"role": "user", "content": "Hello!"}],
+            max_tokens=400,
+            stream=True,
+            extra_body={"ignore_eos": True},
+        )
+        arrivals = [time.monotonic() for event in stream if event.choices]
+        assert len(arrivals) >= 100
+        # Held back by a buffer, all events arrive at the end: the time between them is nothing beside the time to the first.
+        spread = max(spread, (arrivals[-1] - arrivals[0]) / (arrivals[-1] - start))
+        gaps = [later - earlier for earlier, later in pairwise(arrivals)]
+        if spread > 0.5 and max(gaps) < 0.5 * (arrivals[-1] - start):
+            return
+    pytest.fail(f"events came together: at best they were spread over {spread:.0%} of the time")
+
+
+@pytest.mark.parametrize("name", ["gpuops-demo", "gpt-4"])
+def test_every_name_it_is_served_as_works(client: openai.OpenAI, name: str) -> None:
+    assert ask(client, QUESTIONS[0]["ask"][0], name) == QUESTIONS[0]["answer"]
+
+
+def test_the_models_are_listed(client: openai.OpenAI) -> None:
+    assert {model.id for model in client.models.list()} == {"gpuops-demo", "gpt-4"}
+
+
+def test_plain_completions_work(client: openai.OpenAI) -> None:
+    assert client.completions.create(model="gpuops-demo", prompt="Hello", max_tokens=4).choices[0].text
+
+
+def test_the_model_has_a_path_of_its_own() -> None:
+    assert ask(endpoint.client(HOST, "/demo"), QUESTIONS[0]["ask"][0]) == QUESTIONS[0]["answer"]
+
+
+def test_an_unknown_model_is_not_found(client: openai.OpenAI) -> None:
+    with pytest.raises(openai.NotFoundError) as caught:
+        ask(client, "Hello", "no-such-model")
+    assert "no-such-model" in caught.value.message
+
+
+@pytest.mark.parametrize("key", ["wrong", "Bearer", "demo"])
+def test_a_wrong_key_is_refused(key: str) -> None:
+    with pytest.raises(openai.AuthenticationError):
+        ask(endpoint.client(HOST, key=key), "Hello")
+
+
+def test_a_key_in_another_case_is_a_wrong_key() -> None:
+    with pytest.raises(openai.AuthenticationError):
+        ask(endpoint.client(HOST, key=endpoint.KEY.read_text().strip().swapcase()), "Hello")
+
+
+def test_a_missing_key_is_refused() -> None:
+    answer = endpoint.http().get(endpoint.url(HOST, "/v1/models"))
+    assert answer.status_code == 401
+    assert answer.json()["error"]["code"] == "invalid_api_key"
+
+
+@pytest.mark.parametrize(
+    "path",
+    [
+        "/health",
+        "/metrics",
+        "/version",
+        "/docs",
+        "/openapi.json",
+        "/invocations",
+        "/tokenize",
+        "/v1/load_lora_adapter",
+        "/v1/..;/metrics",
+        "/",
+        "/demo/v1/",
+    ],
+)
+def test_nothing_else_is_reachable(path: str) -> None:
+    key = endpoint.KEY.read_text().strip()
+    for method in ("GET", "POST"):
+        answer = endpoint.http().request(method, endpoint.url(HOST, path), headers={"Authorization": f"Bearer {key}"})
+        assert answer.status_code in (404, 405), f"{method} {path}: {answer.status_code}"
+        assert answer.json()["error"]["message"]
+
+
+def test_the_engines_port_is_closed_from_outside(host: object) -> None:
+    assert host.socket("tcp://127.0.0.1:8000").is_listening  # type: ignore[attr-defined]
+    with pytest.raises(OSError):
+        socket.create_connection((f"{HOST}.vllm.test", 8000), timeout=3)
+
+
+def test_http_leads_to_https() -> None:
+    answer = endpoint.http().get(f"http://{HOST}.vllm.test/v1/models")
+    assert (answer.status_code, answer.headers["location"]) == (308, endpoint.url(HOST, "/v1/models"))
+
+
+def test_another_name_gets_nothing() -> None:
+    with pytest.raises(openai.APIConnectionError):
+        openai.OpenAI(
+            base_url="https://10.77.0.11/v1", api_key="x", http_client=endpoint.http(), max_retries=0
+        ).models.list()
+
+
+def test_the_sdk_of_javascript_works_too() -> None:
+    environment = {
+        **os.environ,
+        "OPENAI_BASE_URL": endpoint.url(HOST, "/v1"),
+        "OPENAI_API_KEY": endpoint.KEY.read_text().strip(),
+        "NODE_EXTRA_CA_CERTS": str(endpoint.CA),
+        "QUESTION": QUESTIONS[0]["ask"][0],
+    }
+    done = subprocess.run(
+        ["node", "chat.mjs"],
+        cwd=endpoint.TOP / "tests" / "js",
+        env=environment,
+        capture_output=True,
+        text=True,
+        timeout=120,
+        check=False,
+    )
+    assert done.returncode == 0, done.stderr
+    said = json.loads(done.stdout)
+    assert said["answer"] == said["streamed"] == QUESTIONS[0]["answer"]
+    assert said["events"] >= 10
+    assert said["unknown"] == "NotFoundError"
+    assert said["wrong_key"] == "AuthenticationError"
