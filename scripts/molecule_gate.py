@@ -147,7 +147,10 @@ def main() -> int:
         return 1
 
     if (REPO / ".demo" / "env").exists():
-        print("molecule: the demo is up, and the tests would take its machine. Run `make demo-down` first.", file=sys.stderr)
+        print(
+            "molecule: the demo is up, and the tests would take its machine. Run `make demo-down` first.",
+            file=sys.stderr,
+        )
         return 1
     destroy()
     lines: list[tuple[float, str]] = []

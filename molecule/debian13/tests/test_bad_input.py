@@ -40,8 +40,14 @@ CASES: dict[str, tuple[dict[str, Any], list[str]]] = {
         ["'demo' and 'other' both claim the GPU 0", "Give each its own"],
     ),
     "no client key": ({"vllm_api_keys": []}, ["vllm_api_keys"]),
-    "an empty key": ({"vllm_api_keys": [{"name": "a", "key": ""}]}, ["vllm_api_keys", "'a'", "empty"]),
-    "a key of two lines": ({"vllm_api_keys": [{"name": "a", "key": f"{KEY}\n{KEY}"}]}, ["vllm_api_keys", "'a'"]),
+    "an empty key": (
+        {"vllm_api_keys": [{"name": "a", "key": ""}]},
+        ["vllm_api_keys, entry 1", "is empty", "openssl rand"],
+    ),
+    "a key of two lines": (
+        {"vllm_api_keys": [{"name": "a", "key": f"{KEY}\n{KEY}"}]},
+        ["vllm_api_keys, entry 1", "more than one line", "openssl rand"],
+    ),
     "a domain that is none": (
         {"vllm_domain": "https://llm.example.com/"},
         ["vllm_domain is 'https://llm.example.com/'"],

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import time
+from itertools import pairwise
 from typing import Any
 
 import endpoint
@@ -33,6 +35,15 @@ def test_the_endpoint_answers() -> None:
         endpoint.client("deb13", key="wrong").models.list()
     with pytest.raises(openai.NotFoundError):
         endpoint.client("deb13").chat.completions.create(model="none", messages=[{"role": "user", "content": "Hi"}])
+
+
+def test_a_paced_stream_keeps_its_pace() -> None:
+    stream = endpoint.client("deb13").completions.create(model="gpt-4", prompt="Hi", max_tokens=20, stream=True)
+    arrivals = [time.monotonic() for _event in stream]
+    gaps = [later - earlier for earlier, later in pairwise(arrivals)]
+    # The engine sends a token every 50 ms. The last events (finish, usage) may come with it.
+    assert len(gaps) >= 5
+    assert sum(gap > 0.03 for gap in gaps) >= 0.7 * len(gaps), gaps
 
 
 def test_the_sandbox_is_tight(host: Any) -> None:

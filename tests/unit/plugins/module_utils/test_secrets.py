@@ -21,7 +21,7 @@ def test_a_good_key_stays_while_the_token_moves() -> None:
     }
 
 
-@pytest.mark.parametrize("bad", ["", "short", "x" * 31, "two words " * 5, "line\nbreak" * 5, "$quoted\"" * 5])
+@pytest.mark.parametrize("bad", ["", "short", "x" * 31, "two words " * 5, "line\nbreak" * 5, '$quoted"' * 5])
 def test_a_key_that_protects_nothing_is_replaced(bad: str) -> None:
     assert _secrets.wanted({"VLLM_API_KEY": bad}, {})["VLLM_API_KEY"] != bad
 
