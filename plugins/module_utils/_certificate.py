@@ -175,3 +175,12 @@ def order_command(order: Mapping[str, str], name: str, hook: str, replace: bool)
         # certbot would keep one that is still good, whoever signed it and whatever names are in it.
         command += ["--force-renewal", "--renew-with-new-domains"]
     return command
+
+
+def authority_errors(log: str) -> list[str]:
+    """The authority's own words in certbot's log, each once: ``badNonce: JWS has an invalid anti-replay nonce``.
+
+    certbot 2.1 on Python 3.11 prints only "AttributeError: can't set attribute" in place of them.
+    """
+    found = re.findall(r'"type": "urn:ietf:params:acme:error:(\w+)",\s*"detail": "((?:[^"\\]|\\.)*)"', log)
+    return list(dict.fromkeys(f"{kind}: {detail}" for kind, detail in found))

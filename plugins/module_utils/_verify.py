@@ -318,8 +318,8 @@ def check_closed(addresses: Sequence[str], ports: Sequence[int], timeout_s: floa
     found: dict[str, None] = {}
     for address in addresses:
         try:
-            for *_, target in socket.getaddrinfo(address, None, type=socket.SOCK_STREAM):
-                found[str(target[0])] = None
+            for info in socket.getaddrinfo(address, None, type=socket.SOCK_STREAM):
+                found[str(info[4][0])] = None
         except OSError as error:
             return [Check(f"{address} closed", False, f"not resolved: {error}", "Does this name lead to the host?")]
     outside = [address for address in found if not ipaddress.ip_address(address.partition("%")[0]).is_loopback]

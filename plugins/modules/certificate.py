@@ -104,6 +104,7 @@ LIVE = LETSENCRYPT / "live" / LINEAGE
 TRUSTED = Path("/usr/local/share/ca-certificates/vllm-acme.crt")
 BUNDLE = Path("/etc/ssl/certs/ca-certificates.crt")
 TIMER = "certbot.timer"
+LOG = Path("/var/log/letsencrypt/letsencrypt.log")
 HTTP_TIMEOUT_S = 10
 RELOAD_TIMEOUT_S = 10
 #: An order is made once. Only a refused nonce, which is the authority's word for "say that again", is not the end of it;
@@ -130,9 +131,10 @@ class Certificate:
             rc, out, err = self.module.run_command(command)
             if rc == 0:
                 return
-            if attempt == attempts or "badNonce" not in out + err:
+            errors = _certificate.authority_errors(_files.read_text(LOG) or "") if attempts > 1 else []
+            if attempt == attempts or "badNonce" not in " ".join([out, err, *errors]):
                 lines = [line for line in (out + err).splitlines() if line.strip()]
-                said = "\n".join(f"  {line}" for line in lines[-15:])
+                said = "\n".join(f"  {line}" for line in [*lines[-15:], *errors])
                 self.fail(f"{what} failed (exit status {rc}). It says:\n{said}")
 
     # ---- Trust -------------------------------------------------------------------------------------------------------

@@ -4,6 +4,9 @@ from __future__ import annotations
 
 import json
 import re
+import socket
+import ssl
+import time
 from collections.abc import Iterator
 from typing import Any
 
@@ -152,7 +155,22 @@ def test_only_ssh_and_the_proxy_listen_to_the_world(host: Any) -> None:
     assert world == {"22", "80", "443"}
 
 
-def test_the_certificate_renews_by_itself(host: Any) -> None:
+def served_serial() -> str:
+    """Return the serial number of the certificate that clients get."""
+    context = ssl.create_default_context(cafile=str(endpoint.CA))
+    with (
+        socket.create_connection(("gpu01.vllm.test", 443), timeout=5) as connection,
+        context.wrap_socket(connection, server_hostname="gpu01.vllm.test") as tls,
+    ):
+        return str((tls.getpeercert() or {})["serialNumber"])
+
+
+def test_the_certificate_renews_and_is_served_without_a_restart(host: Any) -> None:
     assert properties(host, "certbot.timer")["UnitFileState"] == "enabled"
-    assert "Issuer" in host.check_output("openssl x509 -in /etc/vllm/tls/current/fullchain.pem -noout -text")
-    assert host.file("/etc/letsencrypt/renewal").exists
+    before, nginx = served_serial(), properties(host, "nginx.service")["MainPID"]
+    host.check_output("certbot renew --quiet --force-renewal --no-random-sleep-on-renew")
+    deadline = time.monotonic() + 10
+    while served_serial() == before and time.monotonic() < deadline:
+        time.sleep(0.2)
+    assert served_serial() != before
+    assert properties(host, "nginx.service")["MainPID"] == nginx

@@ -58,7 +58,8 @@ Requires=pebble-dns.service
 After=pebble-dns.service
 
 [Service]
-Environment=PEBBLE_VA_NOSLEEP=1
+# It would refuse a nonce now and then on purpose; a test should fail for a reason of its own.
+Environment=PEBBLE_VA_NOSLEEP=1 PEBBLE_WFE_NONCEREJECT=0
 ExecStart=/usr/bin/pebble -config /etc/pebble/pebble.json -dnsserver 127.0.0.1:8053 -strict
 Restart=on-failure
 

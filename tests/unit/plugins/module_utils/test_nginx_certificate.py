@@ -126,3 +126,10 @@ def test_a_certificate_that_is_no_placeholder_is_left(tmp_path: Path) -> None:
 def test_openssl_that_fails(tmp_path: Path) -> None:
     with pytest.raises(RuntimeError, match=r"could not make a self-signed certificate for x\.y: no entropy"):
         _certificate.make_placeholder(tmp_path, "x.y", lambda argv: (1, "", "no entropy\n"))
+
+
+def test_the_authoritys_words_are_found_in_certbots_log() -> None:
+    refused = '{\n   "type": "urn:ietf:params:acme:error:badNonce",\n   "detail": "JWS has an invalid \\"nonce\\"",\n   "status": 400\n}'
+    log = f"DEBUG:acme.client:Received response:\nHTTP 400\n{refused}\nDEBUG: again\n{refused}\nAttributeError: can't set attribute\n"
+    assert _certificate.authority_errors(log) == ['badNonce: JWS has an invalid \\"nonce\\"']
+    assert _certificate.authority_errors("Received response:\nHTTP 200\n") == []
