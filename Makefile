@@ -17,6 +17,8 @@ export PYTHONDONTWRITEBYTECODE := 1
 CONTROL := $(VENV)/.control
 TOOLS := $(VENV)/.tools
 IMPORTER := .venv-importer/.made
+# OpenAI's client for JavaScript, with which the tests ask as well.
+JS_CLIENT := tests/js/node_modules/.made
 
 .PHONY: help
 help: ## Show this list
@@ -86,8 +88,12 @@ build: $(TOOLS) ## Build the collection's artifact into .build/
 importer: build $(IMPORTER) ## Judge the artifact as Galaxy does
 	@scripts/importer
 
+$(JS_CLIENT): tests/js/package.json tests/js/package-lock.json
+	@npm ci --prefix tests/js --silent --no-audit --no-fund
+	@touch $@
+
 .PHONY: molecule
-molecule: $(CONTROL) ## Molecule scenarios, one after another (root); SCENARIO=NAME runs one
+molecule: $(CONTROL) $(JS_CLIENT) ## Molecule scenarios, one after another (root); SCENARIO=NAME runs one
 	@python scripts/molecule_gate.py $(SCENARIO)
 
 .PHONY: test-fast

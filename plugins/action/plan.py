@@ -40,7 +40,7 @@ class ActionModule(ActionBase):
             }
         if plan.warnings:
             result["warnings"] = plan.warnings
-        return {**result, "changed": False, "ansible_facts": {"vllm_plan_instances": plan.instances}}
+        return {**result, "changed": False, "instances": plan.instances}
 
 
 def model_paths(models: object) -> list[str]:

@@ -6,6 +6,8 @@
 from __future__ import annotations
 
 import hashlib
+import json
+import re
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal
@@ -76,3 +78,23 @@ def startable(
         if not shares_gpu and not (same_model and name in up):
             chosen.append(name)
     return chosen
+
+
+def parse_json(text: str) -> dict[str, Any]:
+    """Return a JSON object, or an empty one for whatever else the text holds."""
+    try:
+        found = json.loads(text)
+    except (ValueError, RecursionError):
+        return {}
+    return found if isinstance(found, dict) else {}
+
+
+def parse_record(text: str) -> dict[str, str]:
+    """Return ``state`` and ``digest`` of the launcher's record, which the engine's account writes: nothing in it is trusted."""
+    found = parse_json(text)
+    return {key: str(found.get(key, "")) for key in ("state", "digest")}
+
+
+def steady(status: str) -> str:
+    """Return the launcher's status without its seconds, which would make a new line of every look."""
+    return re.sub(r"^loading for \d+ s(: )?", lambda match: "loading: " if match[1] else "loading", status)

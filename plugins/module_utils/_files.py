@@ -6,6 +6,7 @@
 from __future__ import annotations
 
 import os
+import stat
 import tempfile
 from pathlib import Path
 
@@ -16,6 +17,21 @@ def read_text(path: Path) -> str | None:
         return path.read_text(encoding="utf-8")
     except FileNotFoundError:
         return None
+
+
+def read_untrusted(path: Path, limit: int = 65536) -> str:
+    """Return at most ``limit`` bytes of a regular file that another account may have put there, else an empty text.
+
+    A link, a pipe or a device in its place is not followed, waited for or read.
+    """
+    try:
+        descriptor = os.open(path, os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC)
+    except OSError:
+        return ""
+    try:
+        return os.read(descriptor, limit).decode(errors="replace") if stat.S_ISREG(os.fstat(descriptor).st_mode) else ""
+    finally:
+        os.close(descriptor)
 
 
 def write_atomic(path: Path, content: str, mode: int) -> None:

@@ -33,6 +33,7 @@ OWNED_ARGUMENTS = {
     "port": "vllm_models[].port",
     "host": "nothing: the engine listens on loopback only",
     "uds": "nothing: the proxy reaches the engine over loopback",
+    "hf-token": "vllm_hf_token",
     "api-key": "vllm_api_keys for clients; the engine's own key is made on the host",
     "config": "vllm_models[].engine_args",
     "ssl-keyfile": "vllm_tls_mode: TLS ends at the proxy",
@@ -42,6 +43,13 @@ OWNED_ARGUMENTS = {
 OWNED_ENVIRONMENT = {
     "VLLM_API_KEY": "nothing: it is made on the host",
     "HF_TOKEN": "vllm_hf_token",
+    "HF_TOKEN_PATH": "vllm_hf_token",
+    "HUGGING_FACE_HUB_TOKEN": "vllm_hf_token",
+    "HF_HUB_OFFLINE": "nothing: a serving engine fetches nothing",
+    "VLLM_HOST_IP": "nothing: an engine and its workers talk over loopback",
+    "GLOO_SOCKET_IFNAME": "nothing: an engine and its workers talk over loopback",
+    "TP_SOCKET_IFNAME": "nothing: an engine and its workers talk over loopback",
+    "NCCL_SOCKET_IFNAME": "nothing: an engine and its workers talk over loopback",
     "CUDA_VISIBLE_DEVICES": "vllm_models[].gpus",
     "CUDA_DEVICE_ORDER": "vllm_models[].gpus",
 }
@@ -78,8 +86,13 @@ def make_plan(models: object, host: Host) -> Plan:
     wanted = _checked_models(models, plan.problems)
     if not plan.problems:
         _check_across(wanted, plan.problems)
-    for label, args, env in (("vllm_default_", host.engine_args, host.env),):
-        plan.problems += _argument_problems(f"{label}engine_args", args) + _environment_problems(f"{label}env", env)
+    plan.problems += _argument_problems("vllm_default_engine_args", host.engine_args)
+    plan.problems += _environment_problems("vllm_default_env", host.env)
+    for name, profile in host.profiles.items():
+        where = f"vllm_plan_profiles.{name}"
+        for part in ("engine_args", "unquantized_engine_args"):
+            plan.problems += _argument_problems(f"{where}.{part}", profile.get(part, {}))
+        plan.problems += _environment_problems(f"{where}.env", profile.get("env", {}))
     if plan.problems:
         return plan
     instances = [_instance(model, replica, host, plan) for model in wanted for replica in range(_replicas(model))]
@@ -114,7 +127,7 @@ def _checked_models(models: object, problems: list[str]) -> list[dict[str, Any]]
         wanted.append(dict(model))
     if not wanted and not problems:
         problems.append(
-            "vllm_models has no model with state 'present': needs at least one. Add one, or run the uninstall."
+            "vllm_models has no model with state 'present': needs at least one. Add one, or take the host out of vllm_servers."
         )
     return wanted
 

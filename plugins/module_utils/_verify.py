@@ -19,8 +19,10 @@ from typing import Any
 HTTPS_PORT, HTTP_PORT = 443, 80
 #: Events that are closer than this came in together: a reader takes some 0.05 ms for each that lies ready.
 TOGETHER_S = 0.0005
-# Tokens of each attempt: on a busy machine a small model has spoken 48 before the reader gets its turn.
-STREAM_TOKENS = (48, 96, 192, 384, 384)
+# Few enough for a proxy that buffers to hold them all; a small model on a busy machine has spoken them before the reader
+# gets its turn, now and then.
+STREAM_TOKENS = 48
+STREAM_ATTEMPTS = 20
 STREAM_MIN_EVENTS = 5
 
 
@@ -187,10 +189,10 @@ def read_events(response: http.client.HTTPResponse) -> Iterator[bytes]:
                 yield data
 
 
-def stream_once(endpoint: Endpoint, prefix: str, name: str, kind: Kind, tokens: int) -> Stream:
+def stream_once(endpoint: Endpoint, prefix: str, name: str, kind: Kind) -> Stream:
     """Stream some tokens and note when they come. Raises ValueError where no stream is given."""
     # ignore_eos is vLLM's: a model that answers in three words would tell nothing about buffering.
-    body = {"model": name, **kind.question, "stream": True, "max_tokens": tokens, "ignore_eos": True}
+    body = {"model": name, **kind.question, "stream": True, "max_tokens": STREAM_TOKENS, "ignore_eos": True}
     started = time.perf_counter()
     with endpoint.open("POST", prefix + kind.path, endpoint.key, body) as response:
         content_type = response.getheader("Content-Type") or ""
@@ -297,9 +299,9 @@ def check_stream(endpoint: Endpoint, prefix: str, name: str, kind: Kind, max_sha
     """Events come one after another. The best of some attempts counts: a busy reader finds several, a buffer holds all."""
     title = f"{prefix}/v1 stream"
     best = Stream()
-    for tokens in STREAM_TOKENS:
+    for _attempt in range(STREAM_ATTEMPTS):
         try:
-            stream = stream_once(endpoint, prefix, name, kind, tokens)
+            stream = stream_once(endpoint, prefix, name, kind)
         except (OSError, ValueError, http.client.HTTPException) as error:
             return Check(title, False, str(error), "See the proxy's log /var/log/nginx/vllm_access.log on the host.")
         if not best.times_s or stream.largest_share() < best.largest_share():

@@ -35,7 +35,7 @@ options:
     type: dict
     required: true
   launcher:
-    description: Time limits handed to C(vllm-start), in seconds.
+    description: Time limits handed to C(vllm-start), in seconds, C(start_timeout_s), C(stall_timeout_s) and C(drain_notice_s).
     type: dict
     required: true
   allow_restart:
@@ -54,9 +54,11 @@ EXAMPLES = r"""
     instances: "{{ vllm_service_instances }}"
     units:
       vllm@.service: "{{ lookup('ansible.builtin.template', 'vllm@.service.j2') }}"
-      vllm.target: "{{ lookup('ansible.builtin.file', 'vllm.target') }}"
+      vllm.target: "{{ lookup('ansible.builtin.file', 'vllm.target', rstrip=false) }}"
     launcher:
-      start_timeout_s: 900
+      start_timeout_s: 870
+      stall_timeout_s: 120
+      drain_notice_s: 0
 """
 
 RETURN = r"""
@@ -88,7 +90,7 @@ from typing import Any
 
 from ansible.module_utils.basic import AnsibleModule
 from ansible_collections.gpuops.vllm.plugins.module_utils import _converge, _engine_file, _envfile, _systemd
-from ansible_collections.gpuops.vllm.plugins.module_utils._files import read_text, write_atomic
+from ansible_collections.gpuops.vllm.plugins.module_utils._files import read_text, read_untrusted, write_atomic
 
 UNITS = Path("/etc/systemd/system")
 ETC = Path("/etc/vllm")
@@ -121,12 +123,12 @@ class Converge:
 
     def run(self) -> None:
         key = self.engine_key()
+        if not self.module.params["allow_restart"]:
+            self.refuse_what_only_a_restart_brings()
         reload_needed = self.write_units()
         leaving = sorted(set(self.present()) - {one["name"] for one in self.instances})
-        self.write(
-            ETC / "instances.json",
-            json.dumps({"version": 1, "instances": self.instances}, indent=2, sort_keys=True) + "\n",
-        )
+        assigned = json.dumps({"version": 1, "instances": self.instances}, indent=2, sort_keys=True) + "\n"
+        self.write(ETC / "instances.json", assigned, mode=0o600)
         digests = {one["name"]: self.write_instance(one, key) for one in self.instances}
         observed = {name: self.observe(name) for name in digests}
         if reload_needed or any(self.needs_reload(unit) for unit in [TARGET, *map(unit_of, digests)]):
@@ -178,7 +180,7 @@ class Converge:
                 "engine.yaml": engine,
                 "env": environment,
                 "launcher": _engine_file.launcher_json(instance, "", launcher),
-                "units": "\n".join(content for _name, content in sorted(self.module.params["units"].items())),
+                "unit": self.module.params["units"].get("vllm@.service", ""),
                 "drop-ins": self.drop_ins(instance["name"]),
                 "vllm-start": read_text(LAUNCHER) or "",
                 "engine": os.path.realpath(ENGINE),
@@ -190,6 +192,19 @@ class Converge:
         # Last: it names the digest, and with it that all the others are in place.
         self.write(folder / "instance.json", _engine_file.launcher_json(instance, digest, launcher))
         return digest
+
+    def refuse_what_only_a_restart_brings(self) -> None:
+        """Without consent to restart, an engine keeps its port and names: the proxy would look for it elsewhere."""
+        for instance in self.instances:
+            told = _converge.parse_json(read_text(ETC / "instances" / instance["name"] / "instance.json") or "")
+            if not told or not self.observe(instance["name"]).running:
+                continue
+            for key in ("port", "served_as"):
+                if told.get(key) != instance[key]:
+                    self.module.fail_json(
+                        msg=f"{instance['name']}: {key} {told.get(key)} -> {instance[key]} needs a restart, and vllm_service_allow_restart "
+                        "is false. Allow it, or take the change back. Nothing was changed."
+                    )
 
     def drop_ins(self, name: str) -> str:
         folders = [UNITS / "vllm@.service.d", UNITS / f"{unit_of(name)}.d"]
@@ -232,15 +247,12 @@ class Converge:
 
     def observe(self, name: str) -> _converge.Observed:
         properties = self.show(unit_of(name))
-        try:
-            record = json.loads(read_text(RUN / name / "state.json") or "{}")
-        except ValueError:
-            record = {}
+        record = _converge.parse_record(read_untrusted(RUN / name / "state.json"))
         return _converge.Observed(
             active=properties["ActiveState"],
             restarts=int(properties["NRestarts"] or 0),
-            state=str(record.get("state", "")),
-            digest=str(record.get("digest", "")),
+            state=record["state"],
+            digest=record["digest"],
             status=properties["StatusText"],
         )
 
@@ -303,9 +315,8 @@ class Converge:
         waiting = [f"{name} stopping" for name in stopping]
         for name, verdict in self.verdicts.items():
             if verdict != "serving" and name not in self.restart_pending:
-                waiting.append(
-                    f"{name} {'waits for its turn' if verdict == 'outdated' else observed[name].status or verdict}"
-                )
+                status = _converge.steady(observed[name].status) or verdict
+                waiting.append(f"{name} {'waits for its turn' if verdict == 'outdated' else status}")
         if waiting and not self.check:
             result.update(pending=True, status="; ".join(waiting), poll_args={"started": self.started})
         self.module.exit_json(**result)
@@ -333,6 +344,8 @@ def main() -> None:
         },
         supports_check_mode=True,
     )
+    # Under a stricter umask of root's the engine's account could not enter the folders made here.
+    os.umask(0o022)
     with LOCK.open("w", encoding="utf-8") as lock:
         # Two plays at once take turns, pass by pass.
         fcntl.flock(lock, fcntl.LOCK_EX)

@@ -10,7 +10,7 @@ short_description: Compute the vLLM instances of a host, or say why they cannot 
 version_added: 0.1.0
 description:
   - Reads the host with M(gpuops.vllm.host_info) and computes the flat list of instances that every role renders from.
-  - Sets the fact C(vllm_plan_instances). Fails with all problems at once, each naming the variable, its value, what is needed and the next step.
+  - Fails with all problems at once, each naming the variable, its value, what is needed and the next step.
   - Changes nothing. Runs as an action plugin on the control node.
 author:
   - The gpuops.vllm authors (@gpuops)
@@ -61,12 +61,21 @@ EXAMPLES = r"""
 - name: Plan the instances
   gpuops.vllm.plan:
     models: "{{ vllm_models }}"
-    profiles: "{{ vllm_plan_profiles }}"
+    gpu_profile: cpu
+    profiles:
+      cpu: {device: cpu, engine_args: {max-model-len: 2048}}
+  register: plan
 """
 
 RETURN = r"""
-ansible_facts:
-  description: The plan's one output, C(vllm_plan_instances), a list of instances.
+instances:
+  description: The instances of the host, from which every role renders.
   returned: success
-  type: dict
+  type: list
+  elements: dict
+problems:
+  description: What keeps the plan from working, one sentence each.
+  returned: failure
+  type: list
+  elements: str
 """

@@ -36,7 +36,6 @@ EXAMPLES = r"""
 - name: Keep the secrets
   gpuops.vllm.secrets_file:
     hf_token: "{{ vllm_secrets_hf_token }}"
-  no_log: true
 """
 
 RETURN = r"""
@@ -48,6 +47,7 @@ repaired:
   sample: ["mode 0644"]
 """
 
+import os
 import stat
 from pathlib import Path
 
@@ -80,6 +80,7 @@ def main() -> None:
         },
         supports_check_mode=True,
     )
+    os.umask(0o022)
     path = Path(module.params["path"])
     problem = _secrets.value_problem("vllm_hf_token", module.params["hf_token"])
     if problem:

@@ -101,6 +101,8 @@ def merge(before: Mapping[str, Any], after: Mapping[str, Any]) -> dict[str, Any]
     diffs = [*_as_list(before.get("diff")), *_as_list(after.get("diff"))]
     if diffs:
         result["diff"] = diffs
+    if "actions" in after:
+        result["actions"] = [*_as_list(before.get("actions")), *_as_list(after["actions"])]
     warnings = _as_list(before.get("warnings"))
     warnings += [warning for warning in _as_list(after.get("warnings")) if warning not in warnings]
     if warnings:

@@ -7,7 +7,6 @@ from typing import Any
 
 import pytest
 import yaml
-
 from ansible_collections.gpuops.vllm.plugins.module_utils._plan import Host, make_plan
 
 REPO = Path(__file__).resolve().parents[3]
@@ -26,7 +25,7 @@ def test_the_example_has_hosts_of_both_kinds() -> None:
 
 @pytest.mark.parametrize("host", HOSTS)
 def test_each_host_of_the_example_plans_without_a_problem(host: str) -> None:
-    kind = host.split("-")[0]
+    kind = host.split("-", maxsplit=1)[0]
     models = yaml.safe_load((EXAMPLE / "host_vars" / f"{host}.yml").read_text())["vllm_models"]
     plan = make_plan(models, Host(name=host, gpus=[{"index": 0, **GPUS[kind]}], profiles=PROFILES))
     assert plan.problems == []

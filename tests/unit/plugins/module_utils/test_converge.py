@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 import pytest
-from ansible_collections.gpuops.vllm.plugins.module_utils._converge import Observed, digest, judge, startable
+from ansible_collections.gpuops.vllm.plugins.module_utils._converge import Observed, digest, judge, startable, steady
 
 
 def serving(value: str) -> Observed:
@@ -72,3 +72,16 @@ def test_the_digest_moves_with_every_part() -> None:
     ]
     assert len({digest(some) for some in [parts, *others]}) == 5
     assert digest(parts) == digest(dict(reversed(parts.items())))
+
+
+@pytest.mark.parametrize(
+    ("status", "shown"),
+    [
+        ("loading for 42 s: weights loaded", "loading: weights loaded"),
+        ("loading for 3 s", "loading"),
+        ("serving: 1 running, 0 waiting", "serving: 1 running, 0 waiting"),
+        ("", ""),
+    ],
+)
+def test_a_status_is_new_only_when_something_is(status: str, shown: str) -> None:
+    assert steady(status) == shown

@@ -300,3 +300,21 @@ def test_a_new_model_never_moves_another() -> None:
 
 def test_all_problems_are_told_at_once() -> None:
     assert len(refused([model("a b"), model("ok", replicas=0), "text"])) == 3
+
+
+@pytest.mark.parametrize(
+    ("part", "message"),
+    [
+        ({"engine_args": {"api-key": [""]}}, "vllm_plan_profiles.own.engine_args.api-key is set: the plan decides it."),
+        (
+            {"unquantized_engine_args": {"hf_token": "x"}},
+            "vllm_plan_profiles.own.unquantized_engine_args.hf-token is set: the plan decides it.",
+        ),
+        ({"env": {"VLLM_API_KEY": "x"}}, "vllm_plan_profiles.own.env.VLLM_API_KEY is set: the plan decides it."),
+        ({"env": {"VLLM_HOST_IP": "0.0.0.0"}}, "vllm_plan_profiles.own.env.VLLM_HOST_IP is set: the plan decides it."),
+    ],
+)
+def test_a_profile_of_the_users_may_not_set_what_the_plan_decides(part: dict[str, Any], message: str) -> None:
+    profiles = {**PROFILES, "own": {"device": "cpu", **part}}
+    (problem,) = refused([model()], host(gpu_profile="own", profiles=profiles))
+    assert problem.startswith(message)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 from pathlib import Path
 from typing import Any
 
@@ -192,14 +193,50 @@ def test_a_new_hub_token_restarts_nothing(host: FakeHost) -> None:
 
 def test_without_consent_a_change_is_staged_and_told_on_every_run(host: FakeHost) -> None:
     serve(host, "a-0")
-    changed = [{**instance("a-0"), "port": 8009}]
+    changed = [{**instance("a-0"), "engine_args": {"max-num-seqs": 9}}]
     for _run in range(2):
         host.calls.clear()
         result = host.run(instances=changed, allow_restart=False)
         assert result["restart_pending"] == ["a-0"]
         assert result["warnings"] == ["restart pending: a-0 (vllm_service_allow_restart is false)"]
         assert "pending" not in result and host.calls == []
-    assert "port: 8009" in (host.root / "etc/instances/a-0/engine.yaml").read_text()
+    assert "max-num-seqs: 9" in (host.root / "etc/instances/a-0/engine.yaml").read_text()
+
+
+@pytest.mark.parametrize(("key", "value"), [("port", 8009), ("served_as", ["other"])])
+def test_without_consent_the_proxy_is_not_sent_elsewhere(host: FakeHost, key: str, value: Any) -> None:
+    serve(host, "a-0")
+    before = (host.root / "etc/instances/a-0/engine.yaml").read_text()
+    result = host.run(instances=[{**instance("a-0"), key: value}], allow_restart=False)
+    assert result["failed"] is True
+    assert f"a-0: {key} " in result["msg"] and "vllm_service_allow_restart is false" in result["msg"]
+    assert (host.root / "etc/instances/a-0/engine.yaml").read_text() == before
+
+
+def test_a_longer_drain_of_one_model_restarts_no_other(host: FakeHost) -> None:
+    serve(host, "a-0")
+    host.calls.clear()
+    host.run(instances=[instance("a-0"), {**instance("b-0"), "engine_args": {"shutdown-timeout": 600}}])
+    assert not any("a-0" in call for call in host.calls)
+
+
+@pytest.mark.parametrize("record", ["[]", '"x"', "[" * 100_000, "{", '{"state": ["serving"], "digest": null}'])
+def test_a_record_that_is_none_is_no_record(host: FakeHost, record: str) -> None:
+    serve(host, "a-0")
+    (host.root / "run/a-0/state.json").write_text(record)
+    assert "restart a-0" in host.run("a-0")["actions"]
+
+
+def test_what_is_no_plain_file_is_not_waited_for(host: FakeHost) -> None:
+    serve(host, "a-0")
+    record = host.root / "run/a-0/state.json"
+    record.unlink()
+    os.mkfifo(record)
+    assert "restart a-0" in host.run("a-0")["actions"]
+    record.unlink()
+    record.symlink_to("/dev/zero")
+    host.active["vllm@a-0.service"] = "active"
+    assert "restart a-0" in host.run("a-0")["actions"]
 
 
 def test_a_second_model_leaves_the_first_alone(host: FakeHost) -> None:

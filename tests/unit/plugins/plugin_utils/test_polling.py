@@ -146,3 +146,8 @@ def test_waiting_has_an_end(shown: list[str]) -> None:
 )
 def test_two_results_are_put_together(before: dict[str, Any], after: dict[str, Any], merged: dict[str, Any]) -> None:
     assert _polling.merge(before, after) == merged
+
+
+def test_what_each_call_did_is_told_in_the_end() -> None:
+    merged = _polling.merge({"actions": ["restart a-0"], "changed": True}, {"actions": [], "changed": False})
+    assert merged == {"actions": ["restart a-0"], "changed": True}
