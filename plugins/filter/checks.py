@@ -34,4 +34,5 @@ class FilterModule:
             "client_key_problems": _checks.client_key_problems,
             "domain_problems": _checks.domain_problems,
             "proxy_models": proxy_models,
+            "size_problems": _checks.size_problems,
         }

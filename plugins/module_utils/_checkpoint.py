@@ -9,11 +9,17 @@ import grp
 import json
 import os
 import pwd
+import stat
 import struct
 from pathlib import Path
+from typing import Any, BinaryIO
 
 # The engine's unit has ProtectHome=yes and PrivateTmp=yes: it sees none of these.
 HIDDEN = ("/home", "/root", "/run/user", "/tmp", "/var/tmp")
+# The folders are read as root and may be anybody's, so nothing in them decides how much is read. The first limit is
+# safetensors' own; real indexes have a few megabytes.
+HEADER_MAX_BYTES = 100_000_000
+JSON_MAX_BYTES = 64_000_000
 
 
 def problems(path: str, user: str = "vllm") -> list[str]:
@@ -39,14 +45,32 @@ def problems(path: str, user: str = "vllm") -> list[str]:
 def quantization(path: str) -> str | None:
     """Return ``quant_method`` of the checkpoint's config.json, or None for an unquantised or unreadable one."""
     try:
-        config = json.loads((Path(path) / "config.json").read_text(encoding="utf-8"))
-    except (OSError, ValueError):
+        config = _read_json(Path(path) / "config.json")
+    except (OSError, ValueError, RecursionError):
         return None
     if not isinstance(config, dict):
         return None
     section = config.get("quantization_config") or config.get("compression_config") or {}
     method = section.get("quant_method") if isinstance(section, dict) else None
     return str(method) if method else None
+
+
+def _open_regular(file: Path) -> BinaryIO:
+    """Open a regular file; ValueError for anything else, such as a FIFO, on which a reader would wait for ever."""
+    stream = os.fdopen(os.open(file, os.O_RDONLY | os.O_NONBLOCK), "rb")
+    if stat.S_ISREG(os.fstat(stream.fileno()).st_mode):
+        return stream
+    stream.close()
+    raise ValueError(f"{file.name} is not a regular file")
+
+
+def _read_json(file: Path) -> Any:
+    """Parse a small JSON file; ValueError where it is no regular file, too large or no JSON, RecursionError if too deep."""
+    with _open_regular(file) as stream:
+        text = stream.read(JSON_MAX_BYTES + 1)
+    if len(text) > JSON_MAX_BYTES:
+        raise ValueError(f"{file.name} has more than {JSON_MAX_BYTES} bytes")
+    return json.loads(text)
 
 
 def _unreadable(folder: Path, user: str) -> str | None:
@@ -79,18 +103,20 @@ def _config_problems(folder: Path) -> list[str]:
     if not file.is_file():
         return ["it holds no config.json; copy the whole model folder, as the hub lists it"]
     try:
-        json.loads(file.read_text(encoding="utf-8"))
-    except ValueError:
+        _read_json(file)
+    except (ValueError, RecursionError):
         return ["its config.json is not JSON; copy the file again"]
     return []
 
 
 def _weight_problems(folder: Path) -> list[str]:
     index = folder / "model.safetensors.index.json"
-    if index.is_file():
+    if os.path.lexists(index):
         try:
-            shards = sorted(set(json.loads(index.read_text(encoding="utf-8"))["weight_map"].values()))
-        except (ValueError, KeyError, TypeError, AttributeError):
+            shards = sorted(set(_read_json(index)["weight_map"].values()))
+            if not all(_is_shard_name(shard) for shard in shards):
+                raise ValueError
+        except (FileNotFoundError, ValueError, KeyError, TypeError, AttributeError, RecursionError):
             return [f"its {index.name} is not an index of shards; copy the file again"]
     else:
         shards = sorted(entry.name for entry in folder.glob("*.safetensors"))
@@ -100,21 +126,26 @@ def _weight_problems(folder: Path) -> list[str]:
     return [problem for shard in shards for problem in _shard_problems(folder / shard)]
 
 
+def _is_shard_name(name: object) -> bool:
+    """Whether it is a file beside the index; a path would lead out of the folder."""
+    return isinstance(name, str) and name.isprintable() and "/" not in name and name not in ("", ".", "..")
+
+
 def _shard_problems(shard: Path) -> list[str]:
     """Compare a shard's size with the one its header promises (8 bytes length, JSON header, tensors)."""
     if not shard.is_file():
         return [f"{shard.name} is missing; copy the file again"]
-    size = shard.stat().st_size
     try:
-        with shard.open("rb") as stream:
+        with _open_regular(shard) as stream:
+            size = os.fstat(stream.fileno()).st_size
             (header_size,) = struct.unpack("<Q", stream.read(8))
-            if header_size > size:
+            if header_size > min(size, HEADER_MAX_BYTES):
                 raise ValueError
             header = json.loads(stream.read(header_size))
         end = max((entry["data_offsets"][1] for name, entry in header.items() if name != "__metadata__"), default=0)
-    except (struct.error, ValueError, KeyError, TypeError, AttributeError):
+        expected = 8 + header_size + end
+    except (struct.error, ValueError, LookupError, TypeError, AttributeError, RecursionError):
         return [f"{shard.name} is not a whole safetensors file; copy the file again"]
-    expected = 8 + header_size + end
     if size != expected:
         return [f"{shard.name} has {size} bytes where its header promises {expected}; copy the file again"]
     return []

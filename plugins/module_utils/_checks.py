@@ -14,7 +14,10 @@ _LABEL = re.compile(r"[a-z0-9]([a-z0-9-]{0,61}[a-z0-9])?", re.ASCII)
 _SLUG = re.compile(r"[a-z0-9]([a-z0-9-]{0,62}[a-z0-9])?", re.ASCII)
 # What a Bearer header carries unharmed: printable ASCII without the blank.
 _KEY = re.compile(r"[!-~]+", re.ASCII)
-_EMAIL = re.compile(r"[^@\s]+@[^@\s.]+(\.[^@\s.]+)+")
+# What starts with a hyphen certbot would take for an option.
+_EMAIL = re.compile(r"(?!-)[^@\s]+@[^@\s.]+(\.[^@\s.]+)+")
+_SIZE = re.compile(r"[0-9]+[kKmMgG]?", re.ASCII)
+_CERTIFICATE = re.compile(r"-----BEGIN CERTIFICATE-----[A-Za-z0-9+/=\s]+-----END CERTIFICATE-----", re.ASCII)
 _HTTPS_URL = re.compile(r"https://[^\s/]+/?\S*")
 TLS_MODES = ("letsencrypt", "acme", "selfsigned")
 KEY_MIN_LENGTH = 16
@@ -51,6 +54,19 @@ def _domain_fault(value: Any) -> str:
     if labels[-1].isdigit():
         return "an IP address"
     return ""
+
+
+def size_problems(value: Any, variable: str) -> list[str]:
+    """Return what keeps ``value`` from being a size as NGINX writes it; ``[]`` if nothing does.
+
+    ``variable`` is the name that the user knows the value by.
+    """
+    if not isinstance(value, bool) and isinstance(value, (int, str)) and _SIZE.fullmatch(str(value)):
+        return []
+    return [
+        f"{variable} is {value!r}: no size that NGINX reads. It needs a number of bytes, or one with k, m or g behind it,"
+        f" such as 50m. Correct {variable}."
+    ]
 
 
 def client_key_problems(keys: Any, variable: str) -> list[str]:
@@ -127,7 +143,8 @@ def _kind(value: Any) -> str:
 def certificate_problems(settings: Mapping[str, Any]) -> list[str]:
     """Return what keeps a certificate from being had; ``[]`` if nothing does.
 
-    ``settings`` has ``mode``, ``email``, ``directory``, ``ca_file`` and ``ca_file_exists`` (on the control node).
+    ``settings`` has ``mode``, ``email``, ``directory``, ``ca_file``, ``ca_file_exists`` (on the control node)
+    and ``ca_pem``, that file's text, no word of which is ever part of a message.
     """
     mode = settings["mode"]
     if mode not in TLS_MODES:
@@ -150,7 +167,21 @@ def certificate_problems(settings: Mapping[str, Any]) -> list[str]:
                 f"vllm_acme_ca_file is {settings['ca_file']!r}: there is no such file on the control node. It needs the"
                 " certificates (PEM) that vouch for vllm_acme_directory, or nothing where the hosts know them already."
             )
+        elif settings["ca_file"] and (fault := _ca_fault(settings["ca_pem"])):
+            problems.append(
+                f"vllm_acme_ca_file is {settings['ca_file']!r}: the file {fault}. It goes into the trust of every host, where"
+                " all may read it, so it needs certificates (BEGIN CERTIFICATE, PEM) and nothing else. Name such a file."
+            )
     return problems
+
+
+def _ca_fault(text: str) -> str:
+    rest, certificates = _CERTIFICATE.subn("", text)
+    if "PRIVATE KEY" in rest:
+        return "holds a private key (not shown)"
+    if "-----" in rest:
+        return "holds PEM blocks that are no certificates, or are not whole"
+    return "" if certificates else "holds no certificate"
 
 
 def client_digests(keys: Sequence[Mapping[str, str]]) -> dict[str, str]:

@@ -87,6 +87,7 @@ actions:
   elements: str
 """
 
+import os
 import secrets
 import time
 import urllib.request
@@ -285,6 +286,8 @@ class Certificate:
 
 
 def main() -> None:
+    # Under a stricter umask of root's NGINX's workers could not enter the webroot.
+    os.umask(0o022)
     module = AnsibleModule(
         argument_spec={
             "mode": {"type": "str", "choices": ["acme", "selfsigned"], "required": True},

@@ -386,6 +386,8 @@ class Proxy:
 
 
 def main() -> None:
+    # Under a stricter umask of root's NGINX's workers could not enter the folders made here.
+    os.umask(0o022)
     module = AnsibleModule(
         argument_spec={
             "domain": {"type": "str", "required": True},
