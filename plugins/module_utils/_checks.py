@@ -61,12 +61,13 @@ def size_problems(value: Any, variable: str) -> list[str]:
 
     ``variable`` is the name that the user knows the value by.
     """
-    if not isinstance(value, bool) and isinstance(value, (int, str)) and _SIZE.fullmatch(str(value)):
+    if isinstance(value, (int, str)) and _SIZE.fullmatch(str(value)):
         return []
-    return [
+    message = (
         f"{variable} is {value!r}: no size that NGINX reads. It needs a number of bytes, or one with k, m or g behind it,"
         f" such as 50m. Correct {variable}."
-    ]
+    )
+    return [message]
 
 
 def client_key_problems(keys: Any, variable: str) -> list[str]:

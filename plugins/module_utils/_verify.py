@@ -14,6 +14,7 @@ import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import partial
+from itertools import pairwise
 from typing import Any
 
 HTTPS_PORT, HTTP_PORT = 443, 80
@@ -23,7 +24,8 @@ TOGETHER_S = 0.0005
 # gets its turn, now and then.
 STREAM_TOKENS = 48
 STREAM_ATTEMPTS = 20
-STREAM_MIN_EVENTS = 5
+# A buffer of 4 KiB lets these tokens go in three pieces.
+STREAM_MIN_ARRIVALS = 8
 
 
 @dataclass(frozen=True)
@@ -163,19 +165,13 @@ class Stream:
 
     times_s: list[float] = field(default_factory=list)
 
-    def largest_share(self) -> float:
-        """Share of the events that came in together at most: near 0 for a stream, 1 for what a buffer let go at once."""
-        if not self.times_s:
-            return 1.0
-        largest = together = 1
-        for earlier, later in zip(self.times_s, self.times_s[1:], strict=False):
-            together = together + 1 if later - earlier < TOGETHER_S else 1
-            largest = max(largest, together)
-        return largest / len(self.times_s)
+    def arrivals(self) -> int:
+        """How often something came in: once for what a buffer let go at once, else nearly as often as there are events."""
+        return bool(self.times_s) + sum(later - earlier >= TOGETHER_S for earlier, later in pairwise(self.times_s))
 
     def described(self) -> str:
         span_ms = (self.times_s[-1] - self.times_s[0]) * 1000 if self.times_s else 0.0
-        return f"{len(self.times_s)} events over {span_ms:.0f} ms, at most {self.largest_share():.0%} at once"
+        return f"{len(self.times_s)} events in {self.arrivals()} arrivals over {span_ms:.0f} ms"
 
 
 def read_events(response: http.client.HTTPResponse) -> Iterator[bytes]:
@@ -266,7 +262,7 @@ def check_keys(endpoint: Endpoint, prefix: str) -> list[Check]:
     return checks
 
 
-def check_model(endpoint: Endpoint, model: Model, max_share: float) -> list[Check]:
+def check_model(endpoint: Endpoint, model: Model) -> list[Check]:
     """Every name answers with a token, the list shows them, another name is a 404, and a stream is one."""
     where = f"{model.prefix}/v1"
     remedy = "See 'journalctl -u vllm@NAME-0' on the host, and the proxy's log /var/log/nginx/vllm_access.log."
@@ -291,11 +287,11 @@ def check_model(endpoint: Endpoint, model: Model, max_share: float) -> list[Chec
     checks.append(Check(f"{where} unknown model", ok, f"{answer.status}: {shown(answer.body)}", remedy))
 
     if working and working[1].streams:
-        checks.append(check_stream(endpoint, model.prefix, *working, max_share))
+        checks.append(check_stream(endpoint, model.prefix, *working))
     return checks
 
 
-def check_stream(endpoint: Endpoint, prefix: str, name: str, kind: Kind, max_share: float) -> Check:
+def check_stream(endpoint: Endpoint, prefix: str, name: str, kind: Kind) -> Check:
     """Events come one after another. The best of some attempts counts: a busy reader finds several, a buffer holds all."""
     title = f"{prefix}/v1 stream"
     best = Stream()
@@ -304,9 +300,9 @@ def check_stream(endpoint: Endpoint, prefix: str, name: str, kind: Kind, max_sha
             stream = stream_once(endpoint, prefix, name, kind)
         except (OSError, ValueError, http.client.HTTPException) as error:
             return Check(title, False, str(error), "See the proxy's log /var/log/nginx/vllm_access.log on the host.")
-        if not best.times_s or stream.largest_share() < best.largest_share():
+        if not best.times_s or stream.arrivals() > best.arrivals():
             best = stream
-        if len(best.times_s) >= STREAM_MIN_EVENTS and best.largest_share() <= max_share:
+        if best.arrivals() >= STREAM_MIN_ARRIVALS:
             return Check(title, True, best.described())
     remedy = (
         "Something between here and vLLM holds events back: another proxy in front of the host? The proxy's own"
@@ -346,7 +342,6 @@ def verify(
     models: Sequence[Model],
     addresses: Sequence[str],
     ports: Sequence[int],
-    max_share: float,
 ) -> list[Check]:
     """Try all that a client relies on. Where the certificate fails, what needs it is not tried."""
     checks = check_closed(addresses, ports, timeout_s=3.0)
@@ -358,7 +353,7 @@ def verify(
     steps: list[tuple[str, Callable[[], list[Check]]]] = []
     if models:
         steps.append(("keys", partial(check_keys, endpoint, models[0].prefix)))
-    steps += [(f"{model.prefix}/v1", partial(check_model, endpoint, model, max_share)) for model in models]
+    steps += [(f"{model.prefix}/v1", partial(check_model, endpoint, model)) for model in models]
     for name, step in steps:
         try:
             checks += step()

@@ -54,10 +54,6 @@ options:
     description: Seconds to wait for a connection, and for each piece of an answer.
     type: int
     default: 120
-  stream_max_share:
-    description: Largest share of a stream's events that may come in at once, between 0 and 1.
-    type: float
-    default: 0.5
 """
 
 EXAMPLES = r"""
@@ -101,7 +97,6 @@ def main() -> None:
             "ca_pem": {"type": "str", "default": ""},
             "addresses": {"type": "list", "elements": "str", "default": []},
             "timeout_s": {"type": "int", "default": 120},
-            "stream_max_share": {"type": "float", "default": 0.5},
         },
         supports_check_mode=True,
     )
@@ -125,7 +120,6 @@ def main() -> None:
         models_to_ask(params["models"]),
         [params["domain"], *params["addresses"]],
         ports,
-        params["stream_max_share"],
     )
     result: dict[str, Any] = {"changed": False, "checks": [check.as_dict() for check in checks]}
     if not all(check.ok for check in checks):

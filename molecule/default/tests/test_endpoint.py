@@ -86,6 +86,24 @@ def test_plain_completions_work(client: openai.OpenAI) -> None:
     assert client.completions.create(model="gpuops-demo", prompt="Hello", max_tokens=4).choices[0].text
 
 
+def test_responses_work(client: openai.OpenAI) -> None:
+    answer = client.responses.create(model="gpuops-demo", input=QUESTIONS[0]["ask"][0], max_output_tokens=100)
+    assert answer.output_text == QUESTIONS[0]["answer"]
+
+
+def test_messages_work() -> None:
+    answer = endpoint.http().post(
+        endpoint.url(HOST, "/v1/messages"),
+        headers={"Authorization": f"Bearer {endpoint.KEY.read_text().strip()}"},
+        json={
+            "model": "gpuops-demo",
+            "max_tokens": 100,
+            "messages": [{"role": "user", "content": QUESTIONS[0]["ask"][0]}],
+        },
+    )
+    assert answer.json()["content"][0]["text"] == QUESTIONS[0]["answer"]
+
+
 def test_the_model_has_a_path_of_its_own() -> None:
     assert ask(endpoint.client(HOST, "/demo"), QUESTIONS[0]["ask"][0]) == QUESTIONS[0]["answer"]
 

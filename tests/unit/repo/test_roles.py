@@ -160,8 +160,10 @@ def test_facts_are_not_injected(role: Path) -> None:
 @each_role
 def test_booleans_are_cast_where_they_are_used(role: Path) -> None:
     """Ansible validates an option's type and leaves the value: from -e or an INI inventory, false is a true string."""
-    booleans = [name for name, spec in entry_points(role)["main"].get("options", {}).items() if spec["type"] == "bool"]
-    pattern = re.compile(rf"\b(?:{'|'.join(booleans)})\b(?!\s*\|\s*bool\b)")
+    booleans = [
+        name for name, spec in (entry_points(role)["main"].get("options") or {}).items() if spec.get("type") == "bool"
+    ]
+    pattern = re.compile(rf"\b(?:{'|'.join(booleans)})\b(?!\s*\|\s*bool\b|:)")
     guilty = [
         f"{path.relative_to(role)}: {match[0]}"
         for path, text in code_of(role)

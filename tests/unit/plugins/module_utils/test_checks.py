@@ -145,7 +145,14 @@ def test_the_only_model_is_the_default() -> None:
     assert _checks.proxy_models([]) == []
 
 
-SETTINGS = {"mode": "letsencrypt", "email": "ops@example.com", "directory": "", "ca_file": "", "ca_file_exists": False}
+SETTINGS = {
+    "mode": "letsencrypt",
+    "email": "ops@example.com",
+    "directory": "",
+    "ca_file": "",
+    "ca_file_exists": False,
+    "ca_pem": "",
+}
 
 
 @pytest.mark.parametrize(
@@ -159,6 +166,7 @@ SETTINGS = {"mode": "letsencrypt", "email": "ops@example.com", "directory": "", 
         ({"mode": ["acme"]}, "vllm_tls_mode is ['acme']: it needs one of"),
         ({"email": ""}, "vllm_acme_email is '': letsencrypt needs an address"),
         ({"email": "ops@localhost"}, "vllm_acme_email is 'ops@localhost': letsencrypt needs an address"),
+        ({"email": "-m@example.com"}, "vllm_acme_email is '-m@example.com': letsencrypt needs an address"),
         ({"mode": "acme", "directory": "http://acme.example.com"}, "vllm_acme_directory is 'http://acme.example.com'"),
         (
             {"mode": "acme", "directory": "https://a.b/dir", "ca_file": "/nope"},
@@ -169,3 +177,49 @@ SETTINGS = {"mode": "letsencrypt", "email": "ops@example.com", "directory": "", 
 def test_certificate_settings(changes: dict[str, Any], expected: str) -> None:
     problems = _checks.certificate_problems({**SETTINGS, **changes})
     assert [problem[: len(expected)] for problem in problems] == ([expected] if expected else [])
+
+
+CERTIFICATE = "-----BEGIN CERTIFICATE-----\nTUlJQg==\n-----END CERTIFICATE-----\n"
+PRIVATE_KEY = "-----BEGIN EC PRIVATE KEY-----\nSECRET==\n-----END EC PRIVATE KEY-----\n"
+
+
+@pytest.mark.parametrize(
+    ("text", "fault"),
+    [
+        (CERTIFICATE, ""),
+        (f"# The root\n{CERTIFICATE}{CERTIFICATE}".rstrip(), ""),
+        ("", "holds no certificate"),
+        ("SECRET", "holds no certificate"),
+        (CERTIFICATE + PRIVATE_KEY, "holds a private key (not shown)"),
+        (PRIVATE_KEY, "holds a private key (not shown)"),
+        (CERTIFICATE[:-20], "holds PEM blocks that are no certificates, or are not whole"),
+        (PRIVATE_KEY.replace("PRIVATE", "PUBLIC"), "holds PEM blocks that are no certificates, or are not whole"),
+        (CERTIFICATE.replace("TUlJQg==", PRIVATE_KEY), "holds a private key (not shown)"),
+    ],
+)
+def test_the_ca_file_holds_certificates_only(text: str, fault: str) -> None:
+    settings = {
+        "mode": "acme",
+        "email": "",
+        "directory": "https://a.b/dir",
+        "ca_file": "/ca.pem",
+        "ca_file_exists": True,
+    }
+    expected = (
+        f"vllm_acme_ca_file is '/ca.pem': the file {fault}. It goes into the trust of every host, where all may read it, so"
+        " it needs certificates (BEGIN CERTIFICATE, PEM) and nothing else. Name such a file."
+    )
+    assert _checks.certificate_problems({**settings, "ca_pem": text}) == ([expected] if fault else [])
+
+
+@pytest.mark.parametrize("size", ["50m", "1M", "8k", "2G", "0", 1048576])
+def test_good_size(size: Any) -> None:
+    assert _checks.size_problems(size, "x") == []
+
+
+@pytest.mark.parametrize("size", ["", "50 m", "50mb", "-1", "1m;", "1m\n", "m", "1.5m", True, None, 1.5])
+def test_bad_size(size: Any) -> None:
+    assert _checks.size_problems(size, "x") == [
+        f"x is {size!r}: no size that NGINX reads. It needs a number of bytes, or one with k, m or g behind it, such as 50m."
+        " Correct x."
+    ]

@@ -115,7 +115,7 @@ def failed(checks: list[_verify.Check]) -> list[str]:
 
 
 def test_all_is_well(endpoint: _verify.Endpoint) -> None:
-    checks = [*_verify.check_keys(endpoint, ""), *_verify.check_model(endpoint, MODEL, 0.5)]
+    checks = [*_verify.check_keys(endpoint, ""), *_verify.check_model(endpoint, MODEL)]
     assert failed(checks) == []
     assert [check.name for check in checks] == [
         "right key",
@@ -146,7 +146,7 @@ def test_each_fault_is_found(
     endpoint: _verify.Endpoint, monkeypatch: pytest.MonkeyPatch, fault: str, expected: list[str]
 ) -> None:
     monkeypatch.setattr(Engine, "faults", frozenset({fault}))
-    checks = [*_verify.check_keys(endpoint, ""), *_verify.check_model(endpoint, MODEL, 0.5)]
+    checks = [*_verify.check_keys(endpoint, ""), *_verify.check_model(endpoint, MODEL)]
     if fault == "no chat":
         # A model without a chat template is asked by completions; an unknown name is still unknown.
         expected = []
@@ -154,7 +154,7 @@ def test_each_fault_is_found(
 
 
 def test_a_name_that_is_not_listed(endpoint: _verify.Endpoint) -> None:
-    checks = _verify.check_model(endpoint, _verify.Model("", ["demo", "other"]), 0.5)
+    checks = _verify.check_model(endpoint, _verify.Model("", ["demo", "other"]))
     assert failed(checks) == ["/v1/models", "/v1 model other"]
 
 
@@ -181,7 +181,7 @@ def test_certificate_for_another_name(endpoint: _verify.Endpoint) -> None:
 
 def test_nothing_else_is_tried_without_a_certificate(endpoint: _verify.Endpoint) -> None:
     stranger = _verify.Endpoint(DOMAIN, KEY, _verify.trust("", ""), 5.0)
-    checks = _verify.verify(stranger, [MODEL], [], [], 0.5)
+    checks = _verify.verify(stranger, [MODEL], [], [])
     assert [check.name for check in checks] == ["engine ports closed", "redirect", "certificate"]
 
 
@@ -207,16 +207,16 @@ def test_a_name_that_does_not_resolve() -> None:
 
 
 @pytest.mark.parametrize(
-    ("times_s", "share"),
+    ("times_s", "arrivals"),
     [
-        ([], 1.0),
-        ([0.1] * 10, 1.0),
-        ([0.1, 0.2, 0.3, 0.4], 0.25),
-        ([0.1, 0.2, 0.2001, 0.2002, 0.3], 0.6),
+        ([], 0),
+        ([0.1] * 10, 1),
+        ([0.1, 0.2, 0.3, 0.4], 4),
+        ([0.1, 0.2, 0.2001, 0.2002, 0.3], 3),
     ],
 )
-def test_largest_share(times_s: list[float], share: float) -> None:
-    assert _verify.Stream(times_s).largest_share() == share
+def test_what_comes_together_is_one_arrival(times_s: list[float], arrivals: int) -> None:
+    assert _verify.Stream(times_s).arrivals() == arrivals
 
 
 @pytest.mark.parametrize(

@@ -5,7 +5,10 @@
 
 from __future__ import annotations
 
+import fcntl
 import importlib.util
+import os
+import threading
 from importlib.machinery import SourceFileLoader
 from pathlib import Path
 from types import ModuleType
@@ -80,3 +83,69 @@ def test_exit_status(
     monkeypatch.setattr("sys.argv", ["vllm-install-certificate", "--tls-dir", str(tmp_path)])
     assert hook.main() == 1
     assert "No such file or directory" in capsys.readouterr().err
+
+
+def test_only_its_own_kind_is_removed(hook: ModuleType, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(hook, "reload_nginx", lambda: "")
+    tls_dir = tmp_path / "tls"
+    digest = "0123456789abcdef"
+    foreign = {"mine", "0123456789ABCDEF", f"{digest}0", f".{digest}", ".backup", f"{digest}.old", "fedcba9876543210"}
+    for name in (*foreign - {"fedcba9876543210"}, digest, f".{digest}.77", "placeholder-llm.example.com"):
+        (tls_dir / name).mkdir(parents=True)
+        (tls_dir / name / "file").touch()
+    (tls_dir / "fedcba9876543210").write_text("a file")
+    assert hook.install(lineage(tmp_path / "live", "one"), tls_dir) == ""
+    assert names(tls_dir) == {"current", (tls_dir / "current").readlink().name, *foreign}
+
+
+def test_a_second_hook_waits(hook: ModuleType, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The first one's staging folder is of a kind that the second one removes."""
+    tls_dir = tmp_path / "tls"
+    tls_dir.mkdir()
+    free = []
+
+    def reload_nginx() -> str:
+        other = os.open(tls_dir, os.O_RDONLY)
+        try:
+            fcntl.flock(other, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            free.append(True)
+        except BlockingIOError:
+            free.append(False)
+        finally:
+            os.close(other)
+        return ""
+
+    monkeypatch.setattr(hook, "reload_nginx", reload_nginx)
+    with hook.alone(tls_dir):
+        second = threading.Thread(target=hook.install, args=(lineage(tmp_path / "live", "one"), tls_dir))
+        second.start()
+        second.join(0.2)
+        assert names(tls_dir) == set()
+    second.join(10)
+    assert free == [False]
+    assert (tls_dir / "current" / "fullchain.pem").read_text() == "chain one"
+
+
+def test_a_strict_umask_shuts_nobody_out(
+    hook: ModuleType, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, umask_077: None
+) -> None:
+    monkeypatch.setattr(hook, "reload_nginx", lambda: "")
+    live = lineage(tmp_path / "live", "one")
+    monkeypatch.setattr("sys.argv", ["vllm-install-certificate", "--tls-dir", str(tmp_path / "tls"), str(live)])
+    assert hook.main() == 0
+    assert (tmp_path / "tls").stat().st_mode & 0o777 == 0o755
+    assert (tmp_path / "tls" / "current").stat().st_mode & 0o777 == 0o755
+    assert (tmp_path / "tls" / "current" / "privkey.pem").stat().st_mode & 0o777 == 0o600
+
+
+def test_what_a_cut_off_run_left_is_no_hindrance(
+    hook: ModuleType, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(hook, "reload_nginx", lambda: "")
+    live, tls_dir = lineage(tmp_path / "live", "one"), tmp_path / "tls"
+    hook.install(live, tls_dir)
+    name = (tls_dir / "current").readlink().name
+    (tls_dir / "current").rename(tls_dir / f".current.{os.getpid()}")
+    (tls_dir / name).rename(tls_dir / f".{name}.{os.getpid()}")
+    assert hook.install(live, tls_dir) == ""
+    assert names(tls_dir) == {"current", name}
