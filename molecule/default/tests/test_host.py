@@ -28,7 +28,9 @@ def properties(host: Any, unit: str = UNIT) -> dict[str, str]:
 
 
 def engine_key(host: Any) -> str:
-    return re.search(r'^VLLM_API_KEY="(.+)"$', host.file("/etc/vllm/secrets").content_string, re.MULTILINE)[1]  # type: ignore[index]
+    found = re.search(r'^VLLM_API_KEY="(.+)"$', host.file("/etc/vllm/secrets").content_string, re.MULTILINE)
+    assert found, "no engine key in /etc/vllm/secrets"
+    return found[1]
 
 
 def test_the_account_can_do_nothing_but_serve(host: Any) -> None:

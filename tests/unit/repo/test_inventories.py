@@ -35,3 +35,14 @@ def test_each_host_of_the_example_plans_without_a_problem(host: str) -> None:
 def test_the_example_leaves_secrets_to_a_vault() -> None:
     text = (EXAMPLE / "group_vars/vllm_servers.yml").read_text()
     assert [entry["key"] for entry in yaml.safe_load(text)["vllm_api_keys"]] == ["{{ vault_team_a_key }}"]
+
+
+def test_the_weights_directory_is_one_place() -> None:
+    """Two roles need it and neither reads the other's variables: their defaults and the wiring's must agree."""
+    weights, service = (
+        yaml.safe_load((REPO / f"roles/vllm_{role}/defaults/main.yml").read_text())[f"vllm_{role}_{name}"]
+        for role, name in (("weights", "dir"), ("service", "weights_dir"))
+    )
+    wired = yaml.safe_load((REPO / "playbooks/vars/wiring.yml").read_text())["vllm_service_weights_dir"]
+    assert weights == service
+    assert f"default('{weights}')" in wired
