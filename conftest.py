@@ -9,7 +9,13 @@ from __future__ import annotations
 import sys
 from pathlib import Path
 
+from hypothesis import settings
+
 COLLECTIONS_PATH = str(Path(__file__).resolve().parent / ".collections")
 
 if COLLECTIONS_PATH not in sys.path:
     sys.path.insert(0, COLLECTIONS_PATH)
+
+# Nothing is kept between runs, and a busy machine is no failure: the same code gives the same verdict.
+settings.register_profile("repo", database=None, deadline=None, derandomize=True)
+settings.load_profile("repo")
