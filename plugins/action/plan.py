@@ -5,11 +5,17 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
+from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
 from ansible.plugins.action import ActionBase
-from ansible_collections.gpuops.vllm.plugins.module_utils._plan import Host, Plan, make_plan
+from ansible_collections.gpuops.vllm.plugins.module_utils import _gpus, _hub
+from ansible_collections.gpuops.vllm.plugins.module_utils._plan import Host, Plan, known_model_problems, make_plan
+from ansible_collections.gpuops.vllm.plugins.module_utils._wanted import folder_of, is_hub_id, is_path
+
+#: What a host that is not asked shows.
+NOTHING: dict[str, Any] = {"gpus": [], "gpu_problem": "", "assigned": [], "models": {}}
 
 
 class ActionModule(ActionBase):
@@ -21,56 +27,131 @@ class ActionModule(ActionBase):
         result = super().run(tmp, task_vars)
         variables = task_vars or {}
         args = self._task.args
-        found = self._execute_module(
-            module_name="gpuops.vllm.host_info",
-            module_args={"models": model_paths(args["models"])},
-            task_vars=variables,
+        preview = bool(args.get("preview"))
+        known_gpus, known_models = args.get("known_gpus") or {}, args.get("known_models") or {}
+        declared, problems = _gpus.declared(args.get("gpus") or [], known_gpus)
+        problems += _gpus.catalogue_problems(known_gpus, "vllm_plan_known_gpus")
+        problems += known_model_problems(known_models)
+        if problems:
+            return {**result, **refusal(problems)}
+        weights_dir = str(args.get("weights_dir") or "/var/lib/vllm/weights").rstrip("/")
+        wanted = sources(args["models"])
+        found = dict(NOTHING)
+        # GPUs that nobody has yet are planned for without a host.
+        if not (preview and declared):
+            found = self._execute_module(
+                module_name="gpuops.vllm.host_info",
+                module_args={
+                    "models": [folder_of(one, weights_dir) for one in wanted],
+                    "known_gpus": dict(known_gpus),
+                },
+                task_vars=variables,
+            )
+            if found.get("failed"):
+                return {**result, **found}
+        numbers = {
+            one: {**read, "source": "the host"}
+            for one in wanted
+            if (read := found["models"].get(folder_of(one, weights_dir), {})).get("config")
+        }
+        asked = [one for one in wanted if one not in numbers and is_hub_id(one)]
+        from_hub, unanswered = self._ask_hub(asked, variables)
+        host = Host(
+            name=str(variables["inventory_hostname"]),
+            # What a host shows is what it has; declared ones are for a plan without it.
+            gpus=declared if preview and declared else found["gpus"] or declared,
+            profiles=args["profiles"],
+            gpu_profile=args.get("gpu_profile") or "auto",
+            base_engine_args=args.get("base_engine_args") or {},
+            engine_args=args.get("engine_args") or {},
+            env=args.get("env") or {},
+            first_port=int(args.get("first_port") or 8000),
+            assigned=found["assigned"],
+            numbers={**from_hub, **numbers},
+            known_models=known_models,
+            known_gpus=known_gpus,
+            since=args.get("since") or (),
+            rules=args.get("rules") or {},
+            vllm_version=str(args.get("vllm_version") or "0.32.0"),
+            min_driver=str(args.get("min_driver") or ""),
+            weights_dir=weights_dir,
+            allow_misfit=bool(args.get("allow_misfit")),
+            preview=preview,
         )
-        if found.get("failed"):
-            return {**result, **found}
-        plan = make_plan(args["models"], host_of(str(variables["inventory_hostname"]), args, found))
-        add_host_findings(plan, found)
-        if plan.problems:
-            listed = "\n".join(f"- {problem}" for problem in plan.problems)
-            return {
-                **result,
-                "failed": True,
-                "msg": f"Nothing was changed. The plan cannot work:\n{listed}",
-                "problems": plan.problems,
-            }
+        plan = make_plan(args["models"], host)
+        add_host_findings(plan, found, host, wanted)
+        plan.warnings += [problem for one, problem in unanswered.items() if one not in known_models]
+        if (plan.problems or plan.misfits) and not preview:
+            return {**result, **refusal(plan.problems + plan.misfits)}
         if plan.warnings:
             result["warnings"] = plan.warnings
-        return {**result, "changed": False, "instances": plan.instances}
+        return {
+            **result,
+            "changed": False,
+            "instances": plan.instances,
+            "problems": plan.problems,
+            "misfits": plan.misfits,
+            "plan_warnings": plan.warnings,
+        }
+
+    def _ask_hub(
+        self, models: list[str], variables: Mapping[str, Any]
+    ) -> tuple[dict[str, dict[str, Any]], dict[str, str]]:
+        """Return the numbers that the hub has of these models, and why it has none of others; all within one time-out."""
+        endpoint = str(self._task.args.get("hub_endpoint") or "")
+        if not endpoint or not models:
+            return {}, {}
+        # Not an argument of the task: those are shown where ANSIBLE_DISPLAY_ARGS_TO_STDOUT is set.
+        token = str(self._templar.template(variables.get("vllm_plan_hf_token") or "") or "")
+        revisions = {
+            one["model"]: str(one.get("revision") or "") for one in self._task.args["models"] if one["model"] in models
+        }
+        timeout_s = float(self._task.args.get("hub_timeout_s") or 4)
+        with ThreadPoolExecutor(max_workers=8) as pool:
+            answers = pool.map(lambda one: _hub.fetch(one, revisions[one], endpoint, token, timeout_s), models)
+            answered = dict(zip(models, answers, strict=True))
+        numbers = {
+            one: {"config": answer.config, "weights_bytes": answer.weights_bytes, "source": "the hub"}
+            for one, answer in answered.items()
+            if isinstance(answer, _hub.Metadata)
+        }
+        return numbers, {one: answer for one, answer in answered.items() if isinstance(answer, str)}
 
 
-def model_paths(models: object) -> list[str]:
-    """Return the folders to look into; whatever is no absolute path is for the plan to refuse."""
+def refusal(problems: Iterable[str]) -> dict[str, Any]:
+    """Return the result of a plan that cannot work."""
+    found = list(problems)
+    listed = "\n".join(f"- {problem}" for problem in found)
+    return {"failed": True, "msg": f"Nothing was changed. The plan cannot work:\n{listed}", "problems": found}
+
+
+def sources(models: object) -> list[str]:
+    """Return what is to be served, each once; whatever is neither a folder nor of the hub is for the plan to refuse."""
     if not isinstance(models, list):
         return []
     wanted = [model for model in models if isinstance(model, Mapping) and model.get("state", "present") == "present"]
-    paths = [model.get("model") for model in wanted]
-    return [path for path in paths if isinstance(path, str) and path.startswith("/")]
+    given = (model.get("model") for model in wanted)
+    return list(dict.fromkeys(str(one) for one in given if is_path(one) or is_hub_id(one)))
 
 
-def host_of(name: str, args: Mapping[str, Any], found: Mapping[str, Any]) -> Host:
-    """Return the plan's view of the host from the task's arguments and `host_info`'s result."""
-    return Host(
-        name=name,
-        gpus=args.get("gpus") or found["gpus"],
-        profiles=args["profiles"],
-        gpu_profile=args.get("gpu_profile") or "auto",
-        base_engine_args=args.get("base_engine_args") or {},
-        engine_args=args.get("engine_args") or {},
-        env=args.get("env") or {},
-        first_port=int(args.get("first_port") or 8000),
-        assigned=found["assigned"],
-        quantization={path: model["quantization"] for path, model in found["models"].items()},
-    )
-
-
-def add_host_findings(plan: Plan, found: Mapping[str, Any]) -> None:
+def add_host_findings(plan: Plan, found: Mapping[str, Any], host: Host, wanted: Iterable[str]) -> None:
     """Add what the host itself shows: broken model folders, and GPUs that do not answer where GPUs are wanted."""
-    for path, model in found["models"].items():
-        plan.problems += [f"vllm_models[].model is {path!r}: {problem}." for problem in model["problems"]]
+    for one in wanted:
+        folder = folder_of(one, host.weights_dir)
+        for problem in found["models"].get(folder, {}).get("problems", ()):
+            if is_path(one):
+                (plan.warnings if host.preview else plan.problems).append(f"vllm_models[].model is {one!r}: {problem}.")
+            elif not host.preview:
+                plan.problems.append(
+                    f"vllm_models[].model is {one!r}, which is served from {folder}: {problem}. This version downloads no weights: "
+                    f"put them there, for example with 'hf download {one} --local-dir {folder}'."
+                )
+    if host.gpus and not found["gpus"] and not host.preview:
+        plan.problems.append(
+            f"vllm_plan_gpus declares GPUs, and {host.name} shows none: only playbooks/plan.yml works with GPUs that are not there. "
+            "Put them in, or remove vllm_plan_gpus."
+        )
     if found["gpu_problem"]:
-        plan.warnings.append(found["gpu_problem"])
+        # A GPU that is gone moves the numbers of those behind it, and running instances would change places.
+        serving = any(one.get("gpus") for one in found["assigned"])
+        (plan.problems if serving and not host.preview else plan.warnings).append(found["gpu_problem"])

@@ -1,7 +1,7 @@
 # Copyright (c) 2026 The gpuops.vllm authors
 # GNU General Public License v3.0+ (see LICENSE or https://www.gnu.org/licenses/gpl-3.0.txt)
 # SPDX-License-Identifier: GPL-3.0-or-later
-"""A model's folder on disk: is it whole, can the engine read it, how is it quantised."""
+"""A model's folder on disk: is it whole, can the engine read it, how is it quantised, how much do its weights take."""
 
 from __future__ import annotations
 
@@ -11,8 +11,11 @@ import os
 import pwd
 import stat
 import struct
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, BinaryIO
+
+from . import _model
 
 # The engine's unit has ProtectHome=yes and PrivateTmp=yes: it sees none of these.
 HIDDEN = ("/home", "/root", "/run/user", "/tmp", "/var/tmp")
@@ -42,17 +45,88 @@ def problems(path: str, user: str = "vllm") -> list[str]:
         return [f"it cannot be read: {error.strerror} ({error.filename})"]
 
 
+def metadata(path: str) -> dict[str, Any] | None:
+    """Return what the plan asks of the folder ``path``, or None where its config.json cannot be read.
+
+    ``config`` is config.json, with ModelOpt's quantisation in it where that lies beside; ``weights_bytes`` is what all
+    tensors take together, or None where neither the index nor the shards tell.
+    """
+    folder = Path(path)
+    config = _config(folder)
+    return None if config is None else {"config": config, "weights_bytes": _weights_bytes(folder)}
+
+
 def quantization(path: str) -> str | None:
-    """Return ``quant_method`` of the checkpoint's config.json, or None for an unquantised or unreadable one."""
-    try:
-        config = _read_json(Path(path) / "config.json")
-    except (OSError, ValueError, RecursionError):
-        return None
+    """Return ``quant_method`` of the checkpoint, or None for an unquantised or unreadable one."""
+    config = _config(Path(path))
+    return None if config is None else quantization_method(config)
+
+
+def quantization_method(config: Mapping[str, Any]) -> str | None:
+    """Return the ``quant_method`` that a config.json names, or None for an unquantised checkpoint."""
+    section = _model.quantization_config(config)
+    method = section.get("quant_method") or ("modelopt" if section.get("quant_algo") else None)
+    return str(method) if method else None
+
+
+def with_modelopt(config: dict[str, Any], hf_quant_config: object) -> dict[str, Any]:
+    """Return the config with what hf_quant_config.json says, as newer ModelOpt writes it into config.json itself."""
+    section = hf_quant_config.get("quantization") if isinstance(hf_quant_config, dict) else None
+    if _model.quantization_config(config) or not isinstance(section, dict) or not section.get("quant_algo"):
+        return config
+    return {**config, "quantization_config": {"quant_method": "modelopt", **section}}
+
+
+def total_size(index: object) -> int | None:
+    """Return the bytes of all tensors that a safetensors index names, or None where it does not say."""
+    section = index.get("metadata") if isinstance(index, dict) else None
+    size = section.get("total_size") if isinstance(section, dict) else None
+    # Some tools write 1.5e10.
+    if isinstance(size, float) and size.is_integer():
+        size = int(size)
+    return size if isinstance(size, int) and not isinstance(size, bool) and size > 0 else None
+
+
+def _config(folder: Path) -> dict[str, Any] | None:
+    config = _json_or_none(folder / "config.json")
     if not isinstance(config, dict):
         return None
-    section = config.get("quantization_config") or config.get("compression_config") or {}
-    method = section.get("quant_method") if isinstance(section, dict) else None
-    return str(method) if method else None
+    return with_modelopt(config, _json_or_none(folder / "hf_quant_config.json"))
+
+
+def _json_or_none(file: Path) -> Any:
+    try:
+        return _read_json(file)
+    except (OSError, ValueError, RecursionError):
+        return None
+
+
+def _weights_bytes(folder: Path) -> int | None:
+    """Return the bytes of all tensors: what the index says, else the sizes of the shards without their headers."""
+    index = _json_or_none(folder / "model.safetensors.index.json")
+    if size := total_size(index):
+        return size
+    # A folder may hold the weights twice, for example as consolidated.safetensors too; then the engine loads these.
+    try:
+        named = index.get("weight_map") if isinstance(index, dict) else None
+        shards = set(named.values()) if isinstance(named, dict) else {"model.safetensors"}
+        if not all(_is_shard_name(shard) for shard in shards):
+            return None
+        if not isinstance(named, dict) and not (folder / "model.safetensors").is_file():
+            shards = {entry.name for entry in folder.glob("*.safetensors")}
+        return sum(_tensor_bytes(folder / shard) for shard in shards) or None
+    except (OSError, TypeError, ValueError, struct.error):
+        return None
+
+
+def _tensor_bytes(shard: Path) -> int:
+    """Return the bytes of a shard's tensors. ValueError or struct.error where it is none."""
+    with _open_regular(shard) as stream:
+        size = os.fstat(stream.fileno()).st_size
+        (header_size,) = struct.unpack("<Q", stream.read(8))
+    if header_size > min(size - 8, HEADER_MAX_BYTES):
+        raise ValueError(f"{shard.name} has no header")
+    return int(size - 8 - header_size)
 
 
 def _open_regular(file: Path) -> BinaryIO:

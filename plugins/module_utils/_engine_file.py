@@ -19,7 +19,7 @@ def engine_yaml(instance: Mapping[str, Any]) -> str:
     """
     options = dict(instance["engine_args"])
     options |= {
-        "model": instance["model"],
+        "model": instance["path"],
         "served-model-name": instance["served_as"],
         "host": instance["address"],
         "port": instance["port"],

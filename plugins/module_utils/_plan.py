@@ -8,56 +8,35 @@ Pure: everything it needs is handed in, everything it decides is in the `Plan` i
 
 from __future__ import annotations
 
-import re
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
-SLUG = re.compile(r"^[a-z0-9]([a-z0-9-]{0,30}[a-z0-9])?\Z")
-RESERVED_SLUGS = ("v1", "health", "metrics")
-ARGUMENT = re.compile(r"^[a-z][a-z0-9]*(-[a-z0-9]+)*(\.[A-Za-z0-9_.-]+)?\Z")
-ENVIRONMENT = re.compile(r"^[A-Z_][A-Z0-9_]*\Z")
-ADDRESS = "127.0.0.1"
-PORTS = range(1024, 65536)
+from . import _fit, _profiles
+from ._profiles import Findings
+from ._wanted import (
+    argument_problems,
+    check_across,
+    checked_models,
+    environment_problems,
+    folder_of,
+    replicas,
+    report,
+    served_names,
+    shown,
+)
 
-MODEL_KEYS = (
-    "name", "model", "revision", "served_as", "replicas", "gpus", "tensor_parallel", "profile",
-    "engine_args", "env", "default", "port", "state",
-)  # fmt: skip
-# The plan decides these; a second place would let the proxy or the launcher look elsewhere.
-OWNED_ARGUMENTS = {
-    "model": "vllm_models[].model",
-    "served-model-name": "vllm_models[].served_as",
-    "revision": "vllm_models[].revision",
-    "tensor-parallel-size": "vllm_models[].tensor_parallel",
-    "port": "vllm_models[].port",
-    "host": "nothing: the engine listens on loopback only",
-    "uds": "nothing: the proxy reaches the engine over loopback",
-    "hf-token": "vllm_hf_token",
-    "api-key": "vllm_api_keys for clients; the engine's own key is made on the host",
-    "config": "vllm_models[].engine_args",
-    "ssl-keyfile": "vllm_tls_mode: TLS ends at the proxy",
-    "ssl-certfile": "vllm_tls_mode: TLS ends at the proxy",
-    "root-path": "nothing: the proxy takes /NAME off the path",
-}
-OWNED_ENVIRONMENT = {
-    "VLLM_API_KEY": "nothing: it is made on the host",
-    "HF_TOKEN": "vllm_hf_token",
-    "HF_TOKEN_PATH": "vllm_hf_token",
-    "HUGGING_FACE_HUB_TOKEN": "vllm_hf_token",
-    "HF_HUB_OFFLINE": "nothing: a serving engine fetches nothing",
-    "VLLM_HOST_IP": "nothing: an engine and its workers talk over loopback",
-    "GLOO_SOCKET_IFNAME": "nothing: an engine and its workers talk over loopback",
-    "TP_SOCKET_IFNAME": "nothing: an engine and its workers talk over loopback",
-    "NCCL_SOCKET_IFNAME": "nothing: an engine and its workers talk over loopback",
-    "CUDA_VISIBLE_DEVICES": "vllm_models[].gpus",
-    "CUDA_DEVICE_ORDER": "vllm_models[].gpus",
-}
+ADDRESS = "127.0.0.1"
 
 
 @dataclass(frozen=True)
 class Host:
-    """What is known of one host: its GPUs, its profiles, and what its instances were given before."""
+    """What is known of one host, and of the world that its plan is made for.
+
+    ``profiles``, ``known_models``, ``known_gpus``, ``since`` and ``rules`` are the catalogues (roles/vllm_plan/vars/main).
+    ``numbers`` holds, for each model, what was read of it: ``config``, ``weights_bytes`` (or None) and ``source``.
+    ``preview`` looks ahead: what a host only lacks so far (driver, weights) is told, not refused.
+    """
 
     name: str
     gpus: Sequence[Mapping[str, Any]]
@@ -68,229 +47,127 @@ class Host:
     env: Mapping[str, Any] = field(default_factory=dict)
     first_port: int = 8000
     assigned: Sequence[Mapping[str, Any]] = ()
-    quantization: Mapping[str, str | None] = field(default_factory=dict)
+    numbers: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)
+    known_models: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)
+    known_gpus: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)
+    since: Sequence[Mapping[str, Any]] = ()
+    rules: Mapping[str, Any] = field(default_factory=dict)
+    vllm_version: str = "0.32.0"
+    min_driver: str = ""
+    weights_dir: str = "/var/lib/vllm/weights"
+    allow_misfit: bool = False
+    preview: bool = False
 
 
 @dataclass
-class Plan:
-    """Instances, and what stands against them: ``problems`` forbid to go on, ``warnings`` do not."""
+class Plan(Findings):
+    """Instances, and what stands against them; ``misfits`` are problems as well, unless the user lets them pass."""
 
+    misfits: list[str] = field(default_factory=list)
     instances: list[dict[str, Any]] = field(default_factory=list)
-    problems: list[str] = field(default_factory=list)
-    warnings: list[str] = field(default_factory=list)
 
 
 def make_plan(models: object, host: Host) -> Plan:
-    """Return the plan of one host. ``models`` is ``vllm_models`` as the user wrote it."""
+    """Return the plan of one host. ``models`` is ``vllm_models`` as the user wrote it.
+
+    A plan with problems has instances as well, as far as they could be worked out: for a report, never to go on with.
+    """
     plan = Plan()
-    wanted = _checked_models(models, plan.problems)
+    wanted = checked_models(models, plan.problems)
     if not plan.problems:
-        _check_across(wanted, plan.problems)
-    plan.problems += _argument_problems("vllm_default_engine_args", host.engine_args)
-    plan.problems += _environment_problems("vllm_default_env", host.env)
-    for name, profile in host.profiles.items():
-        where = f"vllm_plan_profiles.{name}"
-        for part in ("engine_args", "unquantized_engine_args"):
-            plan.problems += _argument_problems(f"{where}.{part}", profile.get(part, {}))
-        plan.problems += _environment_problems(f"{where}.env", profile.get("env", {}))
+        check_across(wanted, plan.problems)
+    _check_host(host, plan)
     if plan.problems:
         return plan
-    instances = [_instance(model, replica, host, plan) for model in wanted for replica in range(_replicas(model))]
+    instances = [_instance(model, replica, host, plan) for model in wanted for replica in range(replicas(model))]
     if not plan.problems:
         _assign_gpus(instances, wanted, host, plan.problems)
         _assign_ports(instances, wanted, host, plan.problems)
-    if not plan.problems:
-        plan.instances = instances
-        _finish_arguments(instances)
+    if plan.problems:
+        return plan
+    by_name = {model["name"]: model for model in wanted}
+    judge = _fit.Judge(host)
+    taken = {gpu for instance in instances for gpu in instance["gpus"]}
+    for instance in instances:
+        # How far it could spread: its own GPUs and those that nobody has.
+        free = len({gpu["index"] for gpu in host.gpus} - taken) + len(instance["gpus"])
+        _settle(instance, by_name[instance["model_name"]], judge, plan, free)
+    _check_shared_gpus(instances, plan)
+    _check_drivers(instances, host, plan)
+    _finish(instances)
+    plan.instances = instances
     return plan
 
 
-# --- what the user wrote -------------------------------------------------------------------------------------
-
-
-def _checked_models(models: object, problems: list[str]) -> list[dict[str, Any]]:
-    if not isinstance(models, list) or not models:
-        problems.append(
-            f"vllm_models is {_shown(models)}: needs a list with at least one model. "
-            "Add one, for example [{name: llama, model: /srv/models/llama}]."
-        )
-        return []
-    wanted = []
-    for position, model in enumerate(models):
-        where = f"vllm_models[{position}]"
-        if not isinstance(model, Mapping):
-            problems.append(f"{where} is {_shown(model)}: needs a mapping with at least name and model. Rewrite it.")
-            continue
-        if model.get("state", "present") == "absent":
-            continue
-        problems += _model_problems(where, model)
-        wanted.append(dict(model))
-    if not wanted and not problems:
-        problems.append(
-            "vllm_models has no model with state 'present': needs at least one. Add one, or take the host out of vllm_servers."
-        )
-    return wanted
-
-
-def _model_problems(where: str, model: Mapping[str, Any]) -> list[str]:
+def known_model_problems(known: object) -> list[str]:
+    """Return what is wrong with ``vllm_plan_known_models``, one sentence each."""
+    if not isinstance(known, Mapping):
+        return [f"vllm_plan_known_models is {shown(known)}: needs a mapping of models. Correct it."]
     found = []
-    unknown = sorted(set(map(str, model)) - set(MODEL_KEYS))
-    if unknown:
-        found.append(f"{where} has the key {unknown[0]!r}: needs one of {', '.join(MODEL_KEYS)}. Correct or remove it.")
-    name = model.get("name")
-    if not isinstance(name, str) or not SLUG.match(name) or name in RESERVED_SLUGS:
-        found.append(
-            f"{where}.name is {_shown(name)}: needs 1 to 32 of a-z, 0-9 and '-', with no '-' at either end, and not "
-            f"{', '.join(RESERVED_SLUGS)}. Rename it, for example 'llama'."
-        )
-    source = model.get("model")
-    if not isinstance(source, str) or not source.startswith("/") or "\n" in source or ".." in source.split("/"):
-        found.append(
-            f"{where}.model is {_shown(source)}: needs the absolute path of a model folder on the host. "
-            "Put the weights there and give the path, for example /srv/models/llama."
-        )
-    if model.get("state", "present") != "present":
-        found.append(f"{where}.state is {_shown(model['state'])}: needs present or absent. Correct it.")
-    for key in ("replicas", "tensor_parallel"):
-        if key in model and not _positive(model[key]):
-            found.append(f"{where}.{key} is {_shown(model[key])}: needs a whole number from 1. Correct it.")
-    if "port" in model and (not _positive(model["port"]) or model["port"] not in PORTS):
-        found.append(f"{where}.port is {_shown(model['port'])}: needs a whole number from 1024 to 65535. Correct it.")
-    if "default" in model and not isinstance(model["default"], bool):
-        found.append(f"{where}.default is {_shown(model['default'])}: needs true or false. Correct it.")
-    found += _served_as_problems(f"{where}.served_as", model.get("served_as"))
-    found += _gpu_list_problems(where, model)
-    found += _argument_problems(f"{where}.engine_args", model.get("engine_args") or {})
-    found += _environment_problems(f"{where}.env", model.get("env") or {})
-    return found
-
-
-def _served_as_problems(where: str, names: object) -> list[str]:
-    if names is None:
-        return []
-    if not isinstance(names, list) or not names:
-        return [f"{where} is {_shown(names)}: needs a list of names, for example [llama, gpt-4]. Correct or remove it."]
-    return [
-        f"{where} holds {_shown(name)}: needs 1 to 128 printable characters without blanks, not starting with '-'. Correct it."
-        for name in names
-        if not isinstance(name, str) or not re.fullmatch(r"[!-,.-~][!-~]{0,127}", name)
-    ]
-
-
-def _gpu_list_problems(where: str, model: Mapping[str, Any]) -> list[str]:
-    gpus = model.get("gpus")
-    if gpus is None:
-        return []
-    if not isinstance(gpus, list) or not all(
-        isinstance(gpu, int) and not isinstance(gpu, bool) and gpu >= 0 for gpu in gpus
-    ):
-        return [f"{where}.gpus is {_shown(gpus)}: needs a list of GPU numbers, for example [0, 1]. Correct it."]
-    if len(set(gpus)) != len(gpus):
-        return [f"{where}.gpus is {_shown(gpus)}: names a GPU twice. Name each once."]
-    return []
-
-
-def _argument_problems(where: str, args: object) -> list[str]:
-    if not isinstance(args, Mapping):
-        return [f"{where} is {_shown(args)}: needs a mapping, for example {{max-model-len: 16384}}. Correct it."]
-    found = []
-    for key, value in normalised(args).items():
-        owner = OWNED_ARGUMENTS.get(key) or OWNED_ARGUMENTS.get(key.removeprefix("no-"))
-        if owner:
-            found.append(f"{where}.{key} is set: the plan decides it. Remove it and use {owner}.")
-        elif not ARGUMENT.match(key):
+    for name, entry in known.items():
+        where = f"vllm_plan_known_models[{name!r}]"
+        if not isinstance(entry, Mapping) or not isinstance(entry.get("config", {}), Mapping):
             found.append(
-                f"{where} has the key {key!r}: needs an option of 'vllm serve' without dashes in front. Correct it."
+                f"{where} is no mapping with a config: needs the keys of a config.json below config. Correct it."
             )
-        elif isinstance(value, str) and value.startswith("-"):
-            found.append(
-                f"{where}.{key} is {_shown(value)}: vLLM takes a value that starts with '-' for an option. Write it otherwise."
-            )
+        elif "base" in entry and entry["base"] not in known:
+            found.append(f"{where}.base is {shown(entry['base'])}: needs another known model. Correct it.")
+        elif "base" not in entry and not entry.get("config"):
+            found.append(f"{where} has neither config nor base: needs one. Paste the model's config.json as config.")
     return found
 
 
-def _environment_problems(where: str, env: object) -> list[str]:
-    if not isinstance(env, Mapping):
-        return [f"{where} is {_shown(env)}: needs a mapping, for example {{VLLM_LOGGING_LEVEL: INFO}}. Correct it."]
-    found = []
-    for name, value in env.items():
-        if name in OWNED_ENVIRONMENT:
-            found.append(f"{where}.{name} is set: the plan decides it. Remove it and use {OWNED_ENVIRONMENT[name]}.")
-        elif not isinstance(name, str) or not ENVIRONMENT.match(name):
-            found.append(f"{where} has the name {name!r}: needs A-Z, 0-9 and '_'. Correct it.")
-        elif not isinstance(value, (str, int, float)) or "\n" in str(value) or "\0" in str(value):
-            found.append(f"{where}.{name} is no single line of text. Correct it.")
-    return found
-
-
-def _check_across(models: Sequence[Mapping[str, Any]], problems: list[str]) -> None:
-    """Refuse what two models claim both, naming both."""
-    seen: dict[tuple[str, object], str] = {}
-    claims: list[tuple[str, object, str]] = []
-    for model in models:
-        name = model["name"]
-        claims.append(("name", name, name))
-        claims += [("served_as name", served, name) for served in served_names(model)]
-        claims += [("GPU", gpu, name) for gpu in model.get("gpus") or ()]
-        if "port" in model:
-            claims += [("port", model["port"] + replica, name) for replica in range(_replicas(model))]
-        claims += [("unit name", f"{name}-{replica}", name) for replica in range(_replicas(model))]
-        claims.append(("unit name", name, name))
-    for kind, value, name in claims:
-        other = seen.setdefault((kind, value), name)
-        if other != name or (kind == "name" and sum(1 for model in models if model["name"] == name) > 1):
-            message = f"vllm_models: '{other}' and '{name}' both claim the {kind} {_shown(value)}. Give each its own."
-            if message not in problems:
-                problems.append(message)
-    defaults = [model["name"] for model in models if model.get("default")]
-    if len(defaults) > 1:
-        problems.append(f"vllm_models: {' and '.join(map(repr, defaults))} are both marked default. Mark one.")
+def _check_host(host: Host, plan: Plan) -> None:
+    plan.problems += argument_problems("vllm_default_engine_args", host.engine_args)
+    plan.problems += environment_problems("vllm_default_env", host.env)
+    for name, profile in host.profiles.items():
+        where = f"vllm_plan_profiles.{name}"
+        for part in ("engine_args", "unquantized_engine_args"):
+            plan.problems += argument_problems(f"{where}.{part}", profile.get(part, {}))
+        plan.problems += environment_problems(f"{where}.env", profile.get("env", {}))
+    floor = host.rules.get("security_floor", {})
+    version = _profiles.version_tuple(host.vllm_version)
+    if len(version) < 2:
+        plan.problems.append(f"vllm_version is {shown(host.vllm_version)}: needs a version such as 0.32.0. Correct it.")
+    elif floor and version < _profiles.version_tuple(floor["version"]):
+        plan.problems.append(
+            f"vllm_version is {host.vllm_version}: needs {floor['version']} or newer, since older ones have known holes "
+            f"({', '.join(floor['because'])}). Raise it."
+        )
 
 
 # --- one instance --------------------------------------------------------------------------------------------
 
 
-def served_names(model: Mapping[str, Any]) -> list[str]:
-    """Return the names clients may ask for: ``served_as``, else the slug of a model that is a path."""
-    return list(model.get("served_as") or [model["name"]])
-
-
-def normalised(args: Mapping[Any, Any]) -> dict[str, Any]:
-    """Return engine arguments with the spelling of the command line: ``max_model_len`` is ``max-model-len``."""
-    return {str(key).replace("_", "-") if "." not in str(key) else str(key): value for key, value in args.items()}
-
-
 def _instance(model: Mapping[str, Any], replica: int, host: Host, plan: Plan) -> dict[str, Any]:
-    name = f"{model['name']}-{replica}"
+    """Return an instance without GPUs, port and arguments yet; refuse a profile or a GPU that is not there."""
     profile_name = model.get("profile") or host.gpu_profile
-    gpus = _candidate_gpus(model, host)
     missing = sorted(set(model.get("gpus") or ()) - {gpu["index"] for gpu in host.gpus})
+    profile = host.profiles.get(profile_name, {})
     if missing:
-        _report(plan.problems, _no_such_gpu(model, missing[0], host))
+        report(plan.problems, _no_such_gpu(model, missing[0], host))
     elif profile_name == "auto":
-        profile_name = _auto_profile(gpus, host.profiles)
-        if profile_name is None:
-            _report(plan.problems, _no_profile(host, gpus))
+        if not host.gpus:
+            report(plan.problems, _no_profile(host, ()))
     elif profile_name not in host.profiles:
         known = ", ".join(sorted(host.profiles))
-        _report(
+        report(
             plan.problems,
-            f"vllm_gpu_profile is {_shown(profile_name)} for '{model['name']}': needs auto or one of {known}. Correct it.",
+            f"vllm_gpu_profile is {shown(profile_name)} for '{model['name']}': needs auto or one of {known}. Correct it.",
         )
-    profile = host.profiles.get(profile_name, {})
-    _check_profile(model, profile_name, profile, gpus, host, plan.problems)
-    layers = [host.base_engine_args, profile.get("engine_args", {})]
-    method = host.quantization.get(model["model"])
-    if method is None:
-        layers.append(profile.get("unquantized_engine_args", {}))
-    layers += [host.engine_args, model.get("engine_args") or {}]
-    environment = [profile.get("env", {}), host.env, model.get("env") or {}]
+    if profile.get("device") == "cpu" and (model.get("gpus") or model.get("tensor_parallel", 1) > 1):
+        report(
+            plan.problems,
+            f"vllm_models: '{model['name']}' has GPUs and the profile '{profile_name}', which uses none. Remove one of them.",
+        )
+    environment = [host.env, model.get("env") or {}]
     return {
-        "name": name,
+        "name": f"{model['name']}-{replica}",
         "model_name": model["name"],
         "replica": replica,
         "host": host.name,
         "model": model["model"],
+        "path": folder_of(model["model"], host.weights_dir),
         "revision": model.get("revision"),
         "served_as": served_names(model),
         "default": bool(model.get("default")),
@@ -300,40 +177,106 @@ def _instance(model: Mapping[str, Any], replica: int, host: Host, plan: Plan) ->
         "tensor_parallel": model.get("tensor_parallel", 1),
         "address": ADDRESS,
         "port": 0,
-        "engine_args": _merged(layers),
+        "engine_args": {},
+        "engine_args_from": {},
         "env": {key: str(value) for layer in environment for key, value in layer.items()},
         "fit": None,
     }
 
 
-def _merged(layers: Iterable[Mapping[str, Any]]) -> dict[str, Any]:
-    return {key: value for layer in layers for key, value in normalised(layer).items()}
+def _settle(instance: dict[str, Any], model: Mapping[str, Any], judge: _fit.Judge, plan: Plan, free: int) -> None:
+    """Choose the profile by the GPUs that the instance has got, merge its arguments, and say whether it fits."""
+    host = judge.host
+    gpus = [gpu for gpu in host.gpus if gpu["index"] in instance["gpus"]]
+    pinned = instance["profile"] != "auto"
+    if not pinned:
+        name = _profiles.auto(gpus, host.profiles)
+        if name is None:
+            report(plan.problems, _no_profile(host, gpus))
+            return
+        instance["profile"] = name
+    profile = host.profiles[instance["profile"]]
+    before = len(plan.problems)
+    _check_profile(instance, profile, gpus, host, plan.problems)
+    if len(plan.problems) > before:
+        return
+    instance["env"] = {key: str(value) for key, value in profile.get("env", {}).items()} | instance["env"]
+    case = _fit.Case(model, model["model"], instance["profile"], pinned, gpus, gpus_free=free)
+    outcome = judge.judge(case, plan)
+    instance["engine_args"] = outcome.arguments.values
+    instance["engine_args_from"] = outcome.arguments.origins
+    instance["fit"] = outcome.report
+    if outcome.misfit:
+        outcome.report["misfit_allowed"] = host.allow_misfit
+        text = f"'{instance['name']}' does not fit on {host.name}: {outcome.misfit}"
+        if host.allow_misfit:
+            plan.warnings.append(f"{text}\n  It goes on, since vllm_plan_allow_misfit is true.")
+        else:
+            plan.misfits.append(text)
 
 
-def _candidate_gpus(model: Mapping[str, Any], host: Host) -> list[Mapping[str, Any]]:
-    named = model.get("gpus")
-    return [gpu for gpu in host.gpus if named is None or gpu["index"] in named]
+def _check_profile(
+    instance: Mapping[str, Any],
+    profile: Mapping[str, Any],
+    gpus: Sequence[Mapping[str, Any]],
+    host: Host,
+    problems: list[str],
+) -> None:
+    for gpu in gpus:
+        if not _profiles.runs(gpu, profile):
+            needs = profile["requires"]
+            report(
+                problems,
+                f"the profile '{instance['profile']}' of '{instance['model_name']}' needs compute capability {needs['compute_capability']} and "
+                f"{needs.get('memory_gib', 0)} GiB: GPU {gpu['index']} of {host.name} is a {gpu['name']} with "
+                f"{gpu['compute_capability'] or 'an unknown one'} and {gpu['memory_gib']} GiB. Choose another profile, or auto.",
+            )
+        if gpu.get("mig"):
+            report(
+                problems,
+                f"GPU {gpu['index']} of {host.name} ({gpu['name']}) is cut up by MIG: needs whole GPUs. "
+                f"Switch MIG off (nvidia-smi -i {gpu['index']} -mig 0), or name other gpus.",
+            )
 
 
-def _auto_profile(gpus: Sequence[Mapping[str, Any]], profiles: Mapping[str, Mapping[str, Any]]) -> str | None:
-    """Return the most demanding profile that all these GPUs can run; never one without a GPU."""
-    fitting = [
-        (_capability(profile["requires"]["compute_capability"]), profile["requires"]["memory_gib"], name)
-        for name, profile in profiles.items()
-        if profile.get("device", "cuda") == "cuda" and gpus and all(_runs(gpu, profile) for gpu in gpus)
-    ]
-    return max(fitting)[2] if fitting else None
+def _check_shared_gpus(instances: Sequence[Mapping[str, Any]], plan: Plan) -> None:
+    """Refuse instances that together take more of a GPU than there is: each takes its utilization of the whole."""
+    users: dict[int, list[tuple[str, float]]] = {}
+    for instance in instances:
+        taken = instance["engine_args"].get("gpu-memory-utilization", 0.92)
+        if isinstance(taken, (int, float)):
+            for gpu in instance["gpus"]:
+                users.setdefault(gpu, []).append((instance["name"], taken))
+    for gpu, shares in sorted(users.items()):
+        total = sum(taken for _name, taken in shares)
+        if len(shares) > 1 and total >= 1:
+            each = ", ".join(f"{name}: {taken}" for name, taken in shares)
+            report(
+                plan.problems,
+                f"vllm_models: GPU {gpu} is shared, and the gpu-memory-utilization of its instances sums up to {total:.2f} ({each}): needs a sum "
+                "below 1. Lower engine_args.gpu-memory-utilization of each, or give each its own GPU.",
+            )
 
 
-def _runs(gpu: Mapping[str, Any], profile: Mapping[str, Any]) -> bool:
-    requires = profile.get("requires", {})
-    enough = gpu["memory_gib"] >= requires.get("memory_gib", 0)
-    return enough and _capability(gpu["compute_capability"]) >= _capability(requires.get("compute_capability", "0.0"))
-
-
-def _capability(text: object) -> tuple[int, int]:
-    major, _dot, minor = str(text).partition(".")
-    return int(major), int(minor or 0)
+def _check_drivers(instances: Sequence[Mapping[str, Any]], host: Host, plan: Plan) -> None:
+    """Refuse a driver that the engine's CUDA does not run on; one that is not there yet is only told when looking ahead."""
+    used = {gpu for instance in instances for gpu in instance["gpus"]}
+    for gpu in host.gpus:
+        if gpu["index"] not in used or gpu.get("source", "declared") == "declared":
+            continue
+        driver = gpu.get("driver_version", "")
+        if gpu["source"] == "sysfs":
+            message = (
+                f"{host.name} has GPUs ({gpu['name']}), but its NVIDIA driver does not answer. Install a driver"
+                f"{f' from {host.min_driver} on' if host.min_driver else ''}, until nvidia-smi shows them."
+            )
+            report(plan.warnings if host.preview else plan.problems, message)
+        elif host.min_driver and _profiles.version_tuple(driver) < _profiles.version_tuple(host.min_driver):
+            report(
+                plan.problems,
+                f"{host.name} has the NVIDIA driver {driver}: vLLM {host.vllm_version} is built for CUDA 13 and needs {host.min_driver} or newer. "
+                "Install a newer driver. (An engine of your own that needs less: set vllm_plan_min_driver.)",
+            )
 
 
 def _no_profile(host: Host, gpus: Sequence[Mapping[str, Any]]) -> str:
@@ -343,33 +286,10 @@ def _no_profile(host: Host, gpus: Sequence[Mapping[str, Any]]) -> str:
             f"vllm_gpu_profile is 'auto' and {host.name} shows no GPU: needs a GPU, or a profile named. Check nvidia-smi on the "
             "host; name vllm_gpu_profile: cpu to serve without one; or declare the GPUs to come in vllm_plan_gpus."
         )
-    shown = ", ".join(sorted({f"{gpu['name']} ({gpu['memory_gib']} GiB, {gpu['compute_capability']})" for gpu in gpus}))
-    return f"vllm_gpu_profile is 'auto' and no profile suits {shown} on {host.name}: needs one of {known}. Add one in vllm_plan_profiles."
-
-
-def _check_profile(
-    model: Mapping[str, Any],
-    name: str,
-    profile: Mapping[str, Any],
-    gpus: Sequence[Mapping[str, Any]],
-    host: Host,
-    problems: list[str],
-) -> None:
-    if profile.get("device") == "cpu":
-        if model.get("gpus") or model.get("tensor_parallel", 1) > 1:
-            problems.append(
-                f"vllm_models: '{model['name']}' has GPUs and the profile '{name}', which uses none. Remove one of them."
-            )
-        return
-    for gpu in gpus:
-        if profile and not _runs(gpu, profile):
-            needs = profile["requires"]
-            _report(
-                problems,
-                f"the profile '{name}' of '{model['name']}' needs compute capability {needs['compute_capability']} and "
-                f"{needs['memory_gib']} GiB: GPU {gpu['index']} of {host.name} is a {gpu['name']} with {gpu['compute_capability']} and "
-                f"{gpu['memory_gib']} GiB. Choose another profile, or auto.",
-            )
+    described = ", ".join(
+        sorted({f"{gpu['name']} ({gpu['memory_gib']} GiB, {gpu['compute_capability'] or 'unknown'})" for gpu in gpus})
+    )
+    return f"vllm_gpu_profile is 'auto' and no profile suits {described} on {host.name}: needs one of {known}. Add one in vllm_plan_profiles."
 
 
 # --- ports and GPUs ------------------------------------------------------------------------------------------
@@ -389,10 +309,10 @@ def _assign_gpus(
         if named is None:
             waiting.append(instance)
             continue
-        if len(named) != width * _replicas(model):
-            _report(
+        if len(named) != width * replicas(model):
+            report(
                 problems,
-                f"vllm_models: '{model['name']}' has gpus {named}: needs replicas x tensor_parallel = {width * _replicas(model)} of them. Correct one.",
+                f"vllm_models: '{model['name']}' has gpus {named}: needs replicas x tensor_parallel = {width * replicas(model)} of them. Correct one.",
             )
             continue
         instance["gpus"] = named[instance["replica"] * width :][:width]
@@ -411,7 +331,8 @@ def _assign_gpus(
         taken.update(dict.fromkeys(before, instance["name"]))
         waiting.remove(instance)
     for instance in waiting:
-        free = sorted(present - set(taken))
+        suited = {gpu["index"] for gpu in host.gpus if _suits(gpu, instance["profile"], host)} or present
+        free = sorted(suited - set(taken))
         width = instance["tensor_parallel"]
         if len(free) < width:
             holders = ", ".join(f"{gpu}: {name}" for gpu, name in sorted(taken.items())) or "none taken"
@@ -422,6 +343,13 @@ def _assign_gpus(
             continue
         instance["gpus"] = free[:width]
         taken.update(dict.fromkeys(instance["gpus"], instance["name"]))
+
+
+def _suits(gpu: Mapping[str, Any], profile: str, host: Host) -> bool:
+    """Whether a GPU may be given out: a display card beside the real ones runs no profile."""
+    if profile == "auto":
+        return _profiles.auto([gpu], host.profiles) is not None
+    return _profiles.runs(gpu, host.profiles[profile])
 
 
 def _assign_ports(
@@ -456,42 +384,19 @@ def _assign_ports(
             taken[instance["port"]] = instance["name"]
 
 
-def _finish_arguments(instances: list[dict[str, Any]]) -> None:
+def _finish(instances: list[dict[str, Any]]) -> None:
     if len({one["model_name"] for one in instances}) == 1:
         for instance in instances:
             instance["default"] = True
     for instance in instances:
         if instance["tensor_parallel"] > 1:
             instance["engine_args"]["tensor-parallel-size"] = instance["tensor_parallel"]
+            instance["engine_args_from"]["tensor-parallel-size"] = "vllm_models[].tensor_parallel"
         if instance["device"] == "cuda":
             instance["env"]["CUDA_DEVICE_ORDER"] = "PCI_BUS_ID"
             instance["env"]["CUDA_VISIBLE_DEVICES"] = ",".join(map(str, instance["gpus"]))
 
 
-# --- small helpers -------------------------------------------------------------------------------------------
-
-
-def _replicas(model: Mapping[str, Any]) -> int:
-    return int(model.get("replicas", 1))
-
-
-def _positive(value: object) -> bool:
-    return isinstance(value, int) and not isinstance(value, bool) and value >= 1
-
-
-def _report(problems: list[str], message: str) -> None:
-    if message not in problems:
-        problems.append(message)
-
-
-def _shown(value: object) -> str:
-    """Return a value for a message: quoted, one line, at most 60 characters."""
-    if value is None:
-        return "not set"
-    text = repr(value)
-    return text if len(text) <= 60 else f"{text[:57]}..."
-
-
 def _no_such_gpu(model: Mapping[str, Any], gpu: int, host: Host) -> str:
-    shown = f"the GPUs {', '.join(str(one['index']) for one in host.gpus)}" if host.gpus else "no GPU"
-    return f"vllm_models: '{model['name']}' has GPU {gpu}: {host.name} shows {shown}. Correct gpus."
+    listed = f"the GPUs {', '.join(str(one['index']) for one in host.gpus)}" if host.gpus else "no GPU"
+    return f"vllm_models: '{model['name']}' has GPU {gpu}: {host.name} shows {listed}. Correct gpus."

@@ -9,7 +9,7 @@ module: host_info
 short_description: Read what the plan needs to know of a host
 version_added: 0.1.0
 description:
-  - Reads the GPUs from C(nvidia-smi), the ports and GPUs that instances have already from C(/etc/vllm/instances.json), and the state of
+  - Reads the GPUs as M(gpuops.vllm.gpu_info) does, the ports and GPUs that instances have already from C(/etc/vllm/instances.json), and the state of
     model folders.
   - Changes nothing.
 author:
@@ -27,6 +27,10 @@ options:
     type: list
     elements: str
     default: []
+  known_gpus:
+    description: What is known of GPUs, by kind, as in O(gpuops.vllm.gpu_info#module:known_gpus).
+    type: dict
+    default: {}
 """
 
 EXAMPLES = r"""
@@ -38,21 +42,25 @@ EXAMPLES = r"""
 
 RETURN = r"""
 gpus:
-  description: GPUs in PCI bus order, each with index, uuid, name, memory_gib, compute_capability and driver_version.
+  description: GPUs in PCI bus order, each with the keys that RV(gpuops.vllm.gpu_info#module:gpus) has.
   returned: always
   type: list
   elements: dict
 gpu_problem:
-  description: Why C(nvidia-smi) could not tell, in one line; empty where it could, and where it is not installed.
+  description: What is wrong with the GPUs and what to do, in one line; empty where nothing is.
   returned: always
   type: str
+nvswitch:
+  description: Whether the GPUs are joined by an NVSwitch, so that CUDA needs the fabric manager.
+  returned: always
+  type: bool
 assigned:
   description: Instances of the last run, with their ports and GPUs.
   returned: always
   type: list
   elements: dict
 models:
-  description: For each path, C(problems) that keep it from being served and C(quantization) of the checkpoint.
+  description: For each path, C(problems) that keep it from being served, its C(config) (config.json) and C(weights_bytes), where it has them.
   returned: always
   type: dict
 """
@@ -61,24 +69,22 @@ import json
 from pathlib import Path
 
 from ansible.module_utils.basic import AnsibleModule
-from ansible_collections.gpuops.vllm.plugins.module_utils import _checkpoint, _nvidia_smi
+from ansible_collections.gpuops.vllm.plugins.module_utils import _checkpoint, _gpus, _nvidia_smi
 from ansible_collections.gpuops.vllm.plugins.module_utils._files import read_text
 
 ASSIGNED = Path("/etc/vllm/instances.json")
+SYSFS = Path("/sys")
 
 
 def main() -> None:
     module = AnsibleModule(
-        argument_spec={"models": {"type": "list", "elements": "str", "default": []}}, supports_check_mode=True
+        argument_spec={
+            "models": {"type": "list", "elements": "str", "default": []},
+            "known_gpus": {"type": "dict", "default": {}},
+        },
+        supports_check_mode=True,
     )
-
-    def run(argv: tuple[str, ...]) -> tuple[int, str, str]:
-        if module.get_bin_path(argv[0]) is None:
-            return 127, "", ""
-        status, out, err = module.run_command(["timeout", "30", *argv])
-        return int(status), str(out), str(err)
-
-    gpus, gpu_problem = _nvidia_smi.read(run)
+    gpus, gpu_problem, nvswitch = _gpus.read(_nvidia_smi.run, SYSFS, module.params["known_gpus"])
     text = read_text(ASSIGNED)
     try:
         assigned = json.loads(text)["instances"] if text else []
@@ -87,10 +93,12 @@ def main() -> None:
             msg=f"{ASSIGNED} is not what this collection wrote. Move it away and run again; ports are then given out anew."
         )
     models = {
-        path: {"problems": _checkpoint.problems(path), "quantization": _checkpoint.quantization(path)}
+        path: {"problems": _checkpoint.problems(path), **(_checkpoint.metadata(path) or {})}
         for path in sorted(set(module.params["models"]))
     }
-    module.exit_json(changed=False, gpus=gpus, gpu_problem=gpu_problem, assigned=assigned, models=models)
+    module.exit_json(
+        changed=False, gpus=gpus, gpu_problem=gpu_problem, nvswitch=nvswitch, assigned=assigned, models=models
+    )
 
 
 if __name__ == "__main__":

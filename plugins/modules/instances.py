@@ -127,7 +127,9 @@ class Converge:
             self.refuse_what_only_a_restart_brings()
         reload_needed = self.write_units()
         leaving = sorted(set(self.present()) - {one["name"] for one in self.instances})
-        assigned = json.dumps({"version": 1, "instances": self.instances}, indent=2, sort_keys=True) + "\n"
+        # Without the plan's reasoning, which follows what the hub and the GPUs say today.
+        kept = [{key: one[key] for key in one if key not in ("fit", "engine_args_from")} for one in self.instances]
+        assigned = json.dumps({"version": 1, "instances": kept}, indent=2, sort_keys=True) + "\n"
         self.write(ETC / "instances.json", assigned, mode=0o600)
         digests = {one["name"]: self.write_instance(one, key) for one in self.instances}
         observed = {name: self.observe(name) for name in digests}

@@ -9,8 +9,10 @@ module: plan
 short_description: Compute the vLLM instances of a host, or say why they cannot work
 version_added: 0.1.0
 description:
-  - Reads the host with M(gpuops.vllm.host_info) and computes the flat list of instances that every role renders from.
+  - Reads the host with M(gpuops.vllm.host_info) and the models' metadata from their folders or from the hub, and computes the flat list of
+    instances that every role renders from, each with what it needs of GPU memory and whether it fits.
   - Fails with all problems at once, each naming the variable, its value, what is needed and the next step.
+  - The token for gated models is taken from the variable C(vllm_plan_hf_token), not from an option, which Ansible might show.
   - Changes nothing. Runs as an action plugin on the control node.
 author:
   - The gpuops.vllm authors (@gpuops)
@@ -35,10 +37,29 @@ options:
     type: str
     default: auto
   gpus:
-    description: GPUs that are not there yet, in place of those found; each with index, name, memory_gib and compute_capability.
+    description: >-
+      GPUs that are not there yet, in place of those found; each the name of a known kind, a mapping with C(kind) and C(count), or one with
+      C(index), C(name), C(memory_gib) and C(compute_capability).
+    type: list
+    elements: raw
+    default: []
+  known_gpus:
+    description: Catalogue of GPUs by kind.
+    type: dict
+    default: {}
+  known_models:
+    description: Catalogue of models by the hub's id or by path, each with C(config) (keys of a config.json), or with C(base), another model.
+    type: dict
+    default: {}
+  since:
+    description: Engine options that older versions of vLLM lack, each with C(option), C(since), and optionally C(value) and C(older).
     type: list
     elements: dict
     default: []
+  rules:
+    description: What vLLM demands of versions, data types and quantisations.
+    type: dict
+    default: {}
   base_engine_args:
     description: Engine arguments below every profile's.
     type: dict
@@ -55,6 +76,36 @@ options:
     description: Lowest port given to an instance.
     type: int
     default: 8000
+  weights_dir:
+    description: Folder on the host below which a model of the hub has its own, named by its id.
+    type: path
+    default: /var/lib/vllm/weights
+  vllm_version:
+    description: Version of vLLM that the plan is for; it decides how memory is counted and which options there are.
+    type: str
+    default: 0.32.0
+  min_driver:
+    description: Oldest NVIDIA driver that the engine runs on; empty for any.
+    type: str
+    default: ""
+  allow_misfit:
+    description: Goes on with a model that does not fit, with a warning.
+    type: bool
+    default: false
+  preview:
+    description: >-
+      Looks ahead; does not fail, but returns C(problems), and does not mind what a host only lacks so far (driver, weights). With O(gpus) it
+      asks no host.
+    type: bool
+    default: false
+  hub_endpoint:
+    description: Address of the model hub, of which only metadata is read; empty to ask none.
+    type: str
+    default: ""
+  hub_timeout_s:
+    description: Seconds for all answers of the hub.
+    type: float
+    default: 4
 """
 
 EXAMPLES = r"""
@@ -69,13 +120,25 @@ EXAMPLES = r"""
 
 RETURN = r"""
 instances:
-  description: The instances of the host, from which every role renders.
+  description: >-
+    The instances of the host, from which every role renders. C(engine_args_from) says where each engine argument comes from; C(fit) holds the
+    verdict and the figures behind it, in GiB of each GPU.
   returned: success
   type: list
   elements: dict
 problems:
   description: What keeps the plan from working, one sentence each.
-  returned: failure
+  returned: failure, and with O(preview)
+  type: list
+  elements: str
+misfits:
+  description: The instances that do not fit, each with the reason and what would.
+  returned: success
+  type: list
+  elements: str
+plan_warnings:
+  description: What does not keep the plan from working.
+  returned: success
   type: list
   elements: str
 """

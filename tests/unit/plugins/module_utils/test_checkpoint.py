@@ -96,6 +96,9 @@ def test_a_file_that_the_service_user_cannot_read_is_named(folder: Path) -> None
         ({}, None),
         ({"quantization_config": {"quant_method": "fp8"}}, "fp8"),
         ({"compression_config": {"quant_method": "compressed-tensors"}}, "compressed-tensors"),
+        ({"quantization_config": {"quant_algo": "FP8"}}, "modelopt"),
+        ({"text_config": {"quantization_config": {"quant_method": "awq"}}}, "awq"),
+        ({"quantization_config": "fp8"}, None),
         ([], None),
     ],
 )
@@ -180,3 +183,105 @@ def test_a_header_is_read_up_to_a_limit(folder: Path, monkeypatch: pytest.Monkey
     assert _checkpoint.problems(str(folder)) == []
     monkeypatch.setattr(_checkpoint, "HEADER_MAX_BYTES", _checkpoint.HEADER_MAX_BYTES - 1)
     assert _checkpoint.problems(str(folder)) == [NO_SHARD]
+
+
+FP8 = {"quant_algo": "FP8", "kv_cache_quant_algo": "FP8"}
+
+
+@pytest.mark.parametrize(
+    ("config", "beside", "method"),
+    [
+        ({}, {"producer": {"name": "modelopt"}, "quantization": FP8}, "modelopt"),
+        ({"quantization_config": {"quant_method": "awq"}}, {"quantization": FP8}, "awq"),
+        ({}, {"quantization": {"quant_algo": None, "kv_cache_quant_algo": "FP8"}}, None),
+        ({}, {"quantization": "FP8"}, None),
+        ({}, [], None),
+    ],
+)
+def test_modelopt_tells_its_quantization_in_a_file_of_its_own(
+    folder: Path, config: dict[str, object], beside: object, method: str | None
+) -> None:
+    (folder / "config.json").write_text(json.dumps(config))
+    (folder / "hf_quant_config.json").write_text(json.dumps(beside))
+    assert _checkpoint.quantization(str(folder)) == method
+
+
+def test_the_metadata_are_the_config_and_the_bytes_of_all_tensors(folder: Path) -> None:
+    (folder / "config.json").write_text('{"hidden_size": 64}')
+    assert _checkpoint.metadata(str(folder)) == {"config": {"hidden_size": 64}, "weights_bytes": 16}
+
+
+def test_the_metadata_have_the_quantization_that_lies_beside(folder: Path) -> None:
+    (folder / "hf_quant_config.json").write_text(json.dumps({"quantization": FP8}))
+    assert _checkpoint.metadata(str(folder)) == {
+        "config": {"quantization_config": {"quant_method": "modelopt", **FP8}},
+        "weights_bytes": 16,
+    }
+
+
+def twice(folder: Path) -> None:
+    write_shard(folder / "consolidated.safetensors", 999)
+
+
+def two_shards(folder: Path) -> None:
+    index(folder)
+    write_shard(folder / "second.safetensors", 100)
+    write_shard(folder / "consolidated.safetensors", 999)
+
+
+def other_name(folder: Path) -> None:
+    (folder / "model.safetensors").rename(folder / "a.safetensors")
+    write_shard(folder / "b.safetensors", 100)
+
+
+@pytest.mark.parametrize(
+    ("change", "weights_bytes"),
+    [
+        (twice, 16),
+        (two_shards, 116),
+        (other_name, 116),
+        (lambda folder: write_index(folder, '{"metadata": {"total_size": 4711}}'), 4711),
+        (lambda folder: write_index(folder, '{"metadata": {"total_size": 1.5e10}}'), 15_000_000_000),
+        (lambda folder: write_index(folder, '{"metadata": {"total_size": -1}}'), 16),
+        (lambda folder: write_index(folder, '{"metadata": {"total_size": true}}'), 16),
+        (lambda folder: write_index(folder, '{"metadata": {"total_size": NaN}}'), 16),
+        (lambda folder: write_index(folder, '{"metadata": {"total_size": 1e999}}'), 16),
+        (lambda folder: write_index(folder, '{"metadata": {"total_size": "9"}}'), 16),
+        (lambda folder: write_index(folder, "{"), 16),
+        (lambda folder: write_index(folder, '{"weight_map": {"a": "gone.safetensors"}}'), None),
+        (lambda folder: write_index(folder, '{"weight_map": {"a": "../model/model.safetensors"}}'), None),
+        (lambda folder: write_index(folder, '{"weight_map": {"a": ["model.safetensors"]}}'), None),
+        (lambda folder: write_index(folder, '{"weight_map": {"a": "\\ud800"}}'), None),
+        (lambda folder: (folder / "model.safetensors").write_bytes(b"junk"), None),
+        (lambda folder: (folder / "model.safetensors").write_bytes(struct.pack("<Q", 9) + bytes(8)), None),
+        (lambda folder: (folder / "model.safetensors").unlink(), None),
+        (lambda folder: fifo(folder / "model.safetensors"), None),
+        (lambda folder: fifo(folder / "model.safetensors.index.json"), 16),
+    ],
+)
+def test_the_bytes_of_the_weights_are_read_or_not_known(
+    folder: Path, change: Callable[[Path], object], weights_bytes: int | None
+) -> None:
+    change(folder)
+    assert _checkpoint.metadata(str(folder)) == {"config": {}, "weights_bytes": weights_bytes}
+
+
+@pytest.mark.parametrize(
+    "spoil",
+    [
+        lambda folder: (folder / "config.json").unlink(),
+        lambda folder: (folder / "config.json").write_text("{"),
+        lambda folder: (folder / "config.json").write_text("[]"),
+        lambda folder: (folder / "config.json").write_text(DEEP),
+        lambda folder: (folder / "config.json").write_bytes(b"\xff\xfe"),
+        lambda folder: fifo(folder / "config.json"),
+    ],
+)
+def test_a_config_that_cannot_be_read_has_no_metadata(folder: Path, spoil: Callable[[Path], object]) -> None:
+    spoil(folder)
+    assert _checkpoint.metadata(str(folder)) is None
+
+
+def test_a_path_that_is_not_there_has_no_metadata(tmp_path: Path) -> None:
+    assert _checkpoint.metadata(str(tmp_path / "none")) is None
+    assert _checkpoint.metadata("\0") is None

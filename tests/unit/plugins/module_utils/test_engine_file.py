@@ -13,7 +13,8 @@ from ansible_collections.gpuops.vllm.plugins.module_utils import _engine_file
 def instance(**changes: Any) -> dict[str, Any]:
     return {
         "name": "llama-0",
-        "model": "/srv/models/llama",
+        "model": "meta-llama/Llama",
+        "path": "/srv/models/llama",
         "revision": None,
         "served_as": ["llama", "gpt-4"],
         "address": "127.0.0.1",

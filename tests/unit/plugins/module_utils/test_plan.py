@@ -7,18 +7,35 @@ from typing import Any
 
 import pytest
 import yaml
+from ansible_collections.gpuops.vllm.plugins.module_utils import _gpus
 from ansible_collections.gpuops.vllm.plugins.module_utils._plan import Host, make_plan
 
-DATA = yaml.safe_load((Path(__file__).parents[4] / "roles/vllm_plan/vars/main.yml").read_text())
+FOLDER = Path(__file__).parents[4] / "roles/vllm_plan/vars/main"
+DATA: dict[str, Any] = {}
+for file in FOLDER.glob("*.yml"):
+    DATA |= yaml.safe_load(file.read_text())
 PROFILES = DATA["__vllm_plan_profiles"]
-H100 = {"name": "NVIDIA H100 80GB HBM3", "memory_gib": 79.6, "compute_capability": "9.0"}
-A100 = {"name": "NVIDIA A100-SXM4-40GB", "memory_gib": 40.0, "compute_capability": "8.0"}
-T4 = {"name": "Tesla T4", "memory_gib": 15.0, "compute_capability": "7.5"}
+CATALOGUES = {
+    "known_models": DATA["__vllm_plan_known_models"],
+    "known_gpus": DATA["__vllm_plan_known_gpus"],
+    "since": DATA["__vllm_plan_option_since"],
+    "rules": DATA["__vllm_plan_rules"],
+}
+
+
+def gpu(kind: str, **changes: Any) -> dict[str, Any]:
+    ((found,), problems) = _gpus.declared([kind], DATA["__vllm_plan_known_gpus"])
+    assert problems == []
+    return {**found, **changes}
+
+
+H100, A100, T4 = gpu("h100-sxm-80gb"), gpu("a100-sxm-40gb"), gpu("t4-16gb")
+UNKNOWN = {"name": "Tesla V100", "memory_gib": 15.0, "compute_capability": "7.0"}
 
 
 def host(*gpus: dict[str, Any], **changes: Any) -> Host:
-    numbered = [{"index": index, **gpu} for index, gpu in enumerate(gpus)]
-    return Host(**{"name": "gpu01", "gpus": numbered, "profiles": PROFILES, **changes})
+    numbered = [{**one, "index": index} for index, one in enumerate(gpus)]
+    return Host(**{"name": "gpu01", "gpus": numbered, "profiles": PROFILES, **CATALOGUES, **changes})
 
 
 def model(name: Any = "llama", **changes: Any) -> dict[str, Any]:
@@ -27,13 +44,13 @@ def model(name: Any = "llama", **changes: Any) -> dict[str, Any]:
 
 def planned(models: Any, where: Host) -> list[dict[str, Any]]:
     plan = make_plan(models, where)
-    assert plan.problems == []
+    assert plan.problems + plan.misfits == []
     return plan.instances
 
 
 def refused(models: Any, where: Host | None = None) -> list[str]:
     plan = make_plan(models, where or host(gpu_profile="cpu"))
-    assert plan.instances == []
+    assert plan.problems
     return plan.problems
 
 
@@ -48,6 +65,7 @@ def test_one_model_on_one_gpu() -> None:
         "replica": 0,
         "host": "gpu01",
         "model": "/srv/models/llama",
+        "path": "/srv/models/llama",
         "revision": None,
         "served_as": ["llama"],
         "default": True,
@@ -61,11 +79,27 @@ def test_one_model_on_one_gpu() -> None:
             "dtype": "auto",
             "gpu-memory-utilization": 0.9,
             "max-model-len": 16384,
+            "max-num-batched-tokens": 8192,
             "max-num-seqs": 256,
             "quantization": "fp8_per_tensor",
         },
+        "engine_args_from": {
+            "dtype": "profile h100_fp8",
+            "gpu-memory-utilization": "profile h100_fp8",
+            "max-model-len": "profile h100_fp8",
+            "max-num-batched-tokens": "profile h100_fp8",
+            "max-num-seqs": "profile h100_fp8",
+            "quantization": "profile h100_fp8, unquantised",
+        },
         "env": {"CUDA_DEVICE_ORDER": "PCI_BUS_ID", "CUDA_VISIBLE_DEVICES": "0"},
-        "fit": None,
+        "fit": {
+            "verdict": "not checked",
+            "numbers": "unknown",
+            "reasons": [
+                "unknown: not checked, since nothing is known of it: neither a config.json nor an entry in vllm_plan_known_models"
+            ],
+            "suggestions": [],
+        },
     }
 
 
@@ -76,7 +110,18 @@ def test_the_gpu_chooses_the_profile(gpu: dict[str, Any], profile: str, dtype: s
 
 
 def test_a_quantised_checkpoint_is_not_quantised_again() -> None:
-    (instance,) = planned([model()], host(H100, quantization={"/srv/models/llama": "compressed-tensors"}))
+    (instance,) = planned(
+        [model()],
+        host(
+            H100,
+            numbers={
+                "/srv/models/llama": {
+                    "config": {"quantization_config": {"quant_method": "compressed-tensors"}},
+                    "source": "the host",
+                }
+            },
+        ),
+    )
     assert "quantization" not in instance["engine_args"]
 
 
@@ -153,8 +198,8 @@ def test_gpus_of_two_kinds_each_get_their_profile() -> None:
 # --- what is refused -----------------------------------------------------------------------------------------
 
 PATH_NEED = (
-    "needs the absolute path of a model folder on the host. "
-    "Put the weights there and give the path, for example /srv/models/llama."
+    "needs a model of the hub, for example Qwen/Qwen3-32B, or the absolute path of a model folder on the host, "
+    "for example /srv/models/llama. Correct it."
 )
 SLUG_NEED = "needs 1 to 32 of a-z, 0-9 and '-', with no '-' at either end, and not v1, health, metrics. Rename it, for example 'llama'."
 
@@ -206,10 +251,6 @@ def test_no_models_is_refused(models: Any, shown: str) -> None:
             "vllm_models: 'a' and 'b' both claim the port 8001. Give each its own.",
         ),
         (
-            [model("a", gpus=[0]), model("b", gpus=[0])],
-            "vllm_models: 'a' and 'b' both claim the GPU 0. Give each its own.",
-        ),
-        (
             [model("a", served_as=["x"]), model("b", served_as=["x"])],
             "vllm_models: 'a' and 'b' both claim the served_as name 'x'. Give each its own.",
         ),
@@ -227,7 +268,10 @@ def test_what_two_models_claim_is_refused_with_both_named(models: list[dict[str,
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
-        ({"model": "org/name"}, f"vllm_models[0].model is 'org/name': {PATH_NEED}"),
+        ({"model": "name"}, f"vllm_models[0].model is 'name': {PATH_NEED}"),
+        ({"model": "org/../../etc"}, f"vllm_models[0].model is 'org/../../etc': {PATH_NEED}"),
+        ({"model": "org/.."}, f"vllm_models[0].model is 'org/..': {PATH_NEED}"),
+        ({"model": "https://hub/a/b"}, f"vllm_models[0].model is 'https://hub/a/b': {PATH_NEED}"),
         ({"model": "/srv/../etc"}, f"vllm_models[0].model is '/srv/../etc': {PATH_NEED}"),
         ({"replicas": 0}, "vllm_models[0].replicas is 0: needs a whole number from 1. Correct it."),
         ({"tensor_parallel": "2"}, "vllm_models[0].tensor_parallel is '2': needs a whole number from 1. Correct it."),
@@ -245,7 +289,7 @@ def test_what_two_models_claim_is_refused_with_both_named(models: list[dict[str,
         ({"env": {"VLLM_API_KEY": "x"}}, "vllm_models[0].env.VLLM_API_KEY is set: the plan decides it. Remove it and use nothing: it is made on the host."),
         ({"env": {"a": "x"}}, "vllm_models[0].env has the name 'a': needs A-Z, 0-9 and '_'. Correct it."),
         ({"env": {"A": "x\ny"}}, "vllm_models[0].env.A is no single line of text. Correct it."),
-        ({"profile": "h900"}, "vllm_gpu_profile is 'h900' for 'llama': needs auto or one of a100_fp16, cpu, h100_fp8. Correct it."),
+        ({"profile": "h900"}, "vllm_gpu_profile is 'h900' for 'llama': needs auto or one of a100_awq, a100_fp16, ada_fp8, b200_fp8, blackwell_fp8, cpu, generic_fp16, h100_fp8, h200_fp8. Correct it."),
         ({"gpus": [0], "profile": "cpu"}, "vllm_models: 'llama' has GPUs and the profile 'cpu', which uses none. Remove one of them."),
     ],
 )  # fmt: skip
@@ -264,13 +308,13 @@ def test_no_gpu_is_refused_with_the_ways_out() -> None:
 
 
 def test_a_gpu_that_no_profile_suits_is_refused() -> None:
-    (message,) = refused([model()], host(T4))
-    assert message.startswith("vllm_gpu_profile is 'auto' and no profile suits Tesla T4 (15.0 GiB, 7.5) on gpu01:")
+    (message,) = refused([model()], host(UNKNOWN))
+    assert message.startswith("vllm_gpu_profile is 'auto' and no profile suits Tesla V100 (15.0 GiB, 7.0) on gpu01:")
 
 
 def test_a_pinned_profile_that_the_gpu_cannot_run_is_refused_naming_both() -> None:
     assert refused([model()], host(A100, gpu_profile="h100_fp8")) == [
-        "the profile 'h100_fp8' of 'llama' needs compute capability 8.9 and 79 GiB: GPU 0 of gpu01 is a NVIDIA A100-SXM4-40GB with 8.0 and 40.0 GiB. "
+        "the profile 'h100_fp8' of 'llama' needs compute capability 8.9 and 79 GiB: GPU 0 of gpu01 is a NVIDIA A100-SXM4-40GB with 8.0 and 39.39 GiB. "
         "Choose another profile, or auto."
     ]
 

@@ -97,6 +97,7 @@ def instance(name: str) -> dict[str, Any]:
         "name": name,
         "model_name": name.rpartition("-")[0],
         "model": "/srv/models/m",
+        "path": "/srv/models/m",
         "served_as": ["m"],
         "address": "127.0.0.1",
         "port": 8000,

@@ -1,0 +1,245 @@
+# Copyright (c) 2026 The gpuops.vllm authors
+# GNU General Public License v3.0+ (see LICENSE or https://www.gnu.org/licenses/gpl-3.0.txt)
+# SPDX-License-Identifier: GPL-3.0-or-later
+"""GPU profiles: which one a GPU gets, what engine arguments come of it, and what vLLM would refuse of them. Pure."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+from ._model import Shape
+from ._wanted import normalised, shown
+
+#: What people write for a dtype that vLLM has not, and what they mean.
+WRONG_DTYPES = {
+    "fp8": "FP8 is quantization: fp8_per_tensor, or a checkpoint that is FP8 already",
+    "fp16": "half precision is dtype: float16",
+    "bf16": "it is called bfloat16",
+    "fp32": "it is called float32",
+}
+
+
+@dataclass
+class Arguments:
+    """Engine arguments, spelt as on the command line, each with where it comes from."""
+
+    values: dict[str, Any] = field(default_factory=dict)
+    origins: dict[str, str] = field(default_factory=dict)
+    by_user: set[str] = field(default_factory=set)
+
+    def put(self, key: str, value: Any, origin: str, *, by_user: bool = False) -> None:
+        """Set one argument and remember who said so."""
+        self.values[key] = value
+        self.origins[key] = origin
+        (self.by_user.add if by_user else self.by_user.discard)(key)
+
+    def drop(self, key: str) -> None:
+        """Leave one argument to vLLM."""
+        del self.values[key], self.origins[key]
+        self.by_user.discard(key)
+
+
+@dataclass
+class Findings:
+    """What stands against a plan: ``problems`` forbid to go on, ``warnings`` do not."""
+
+    problems: list[str] = field(default_factory=list)
+    warnings: list[str] = field(default_factory=list)
+
+
+def merged(layers: Iterable[tuple[str, Mapping[str, Any], bool]]) -> Arguments:
+    """Merge arguments, later layers over earlier ones. A layer is its name, its arguments, and whether the user wrote it."""
+    arguments = Arguments()
+    for origin, layer, by_user in layers:
+        for key, value in normalised(layer).items():
+            arguments.put(key, value, origin, by_user=by_user)
+    return arguments
+
+
+def version_tuple(text: object) -> tuple[int, ...]:
+    """Return a version as numbers: ``0.32.0rc1`` is (0, 32, 0)."""
+    return tuple(int(part) for part in re.match(r"\d*(?:\.\d+)*", str(text))[0].split(".") if part)  # type: ignore[index]
+
+
+def capability(text: object) -> tuple[int, int]:
+    """Return a compute capability as two numbers; (0, 0) where it is not known."""
+    found = re.match(r"(\d+)(?:\.(\d+))?$", str(text))
+    return (int(found[1]), int(found[2] or 0)) if found else (0, 0)
+
+
+# --- which profile -------------------------------------------------------------------------------------------
+
+
+def auto(gpus: Sequence[Mapping[str, Any]], profiles: Mapping[str, Mapping[str, Any]]) -> str | None:
+    """Return the profile that the catalogue names for these GPUs, else the most demanding one that all of them can run."""
+    named = {gpu.get("profile") for gpu in gpus}
+    if len(named) == 1 and (name := named.pop()) in profiles and all(runs(gpu, profiles[str(name)]) for gpu in gpus):
+        return str(name)
+    fitting = [
+        (capability(profile["requires"]["compute_capability"]), profile["requires"].get("memory_gib", 0), name)
+        for name, profile in profiles.items()
+        if profile.get("device", "cuda") == "cuda"
+        and profile.get("auto", True)
+        and gpus
+        and all(runs(gpu, profile) for gpu in gpus)
+    ]
+    return max(fitting)[2] if fitting else None
+
+
+def runs(gpu: Mapping[str, Any], profile: Mapping[str, Any]) -> bool:
+    """Whether a GPU has what a profile requires."""
+    requires = profile.get("requires", {})
+    # What a GPU shows moves by a percent with driver and ECC; a profile must not.
+    enough = float(gpu["memory_gib"]) >= 0.98 * requires.get("memory_gib", 0)
+    return enough and capability(gpu["compute_capability"]) >= capability(requires.get("compute_capability", "0.0"))
+
+
+# --- which arguments -----------------------------------------------------------------------------------------
+
+
+def fit_version(
+    arguments: Arguments, since: Iterable[Mapping[str, Any]], version: str, name: str, findings: Findings
+) -> None:
+    """Take out what this vLLM does not know yet; what the user asked for himself is refused instead."""
+    have = version_tuple(version)
+    for rule in since:
+        key = str(rule["option"])
+        if key not in arguments.values or have >= version_tuple(rule["since"]):
+            continue
+        if "value" in rule and arguments.values[key] != rule["value"]:
+            continue
+        if key in arguments.by_user:
+            findings.problems.append(
+                f"engine_args.{key} of '{name}' is {shown(arguments.values[key])}: vLLM has that since {rule['since']}, "
+                f"and vllm_version is {version}. Raise vllm_version, or remove the option."
+            )
+        elif "older" in rule:
+            arguments.put(key, rule["older"], f"{arguments.origins[key]}, for vLLM before {rule['since']}")
+        else:
+            arguments.drop(key)
+
+
+def fit_model(
+    arguments: Arguments,
+    shape: Shape,
+    gpu: Mapping[str, Any] | None,
+    rules: Mapping[str, Any],
+    name: str,
+    findings: Findings,
+    *,
+    pinned: bool,
+) -> None:
+    """Settle what the model itself forbids: a float16 that it overflows in, a context longer than it has, a second quantisation."""
+    _fit_dtype(arguments, shape, gpu, rules, name, findings, pinned=pinned)
+    _fit_context(arguments, shape, name, findings)
+    _check_quantization(arguments, shape, rules, name, findings)
+    if gpu is not None:
+        _check_capability(arguments, shape, gpu, rules, name, findings)
+
+
+def check_values(arguments: Arguments, name: str, findings: Findings) -> None:
+    """Refuse values that vLLM's parser would refuse after the installation, and warn of those that fail at the first request."""
+    dtype = str(arguments.values.get("dtype", "auto"))
+    if dtype in WRONG_DTYPES:
+        findings.problems.append(
+            f"engine_args.dtype of '{name}' is '{dtype}': vLLM has no such dtype; {WRONG_DTYPES[dtype]}. Correct it."
+        )
+    value = arguments.values.get("gpu-memory-utilization", 0.9)
+    utilization = value if isinstance(value, (int, float)) and not isinstance(value, bool) else 0
+    if not 0 < utilization <= 1:
+        findings.problems.append(
+            f"engine_args.gpu-memory-utilization of '{name}' is {shown(value)}: needs a number above 0, up to 1. Correct it, for example 0.9."
+        )
+    elif utilization > 0.96:
+        findings.warnings.append(
+            f"engine_args.gpu-memory-utilization of '{name}' is {utilization}: the CUDA context (0.6 to 1 GiB) comes on top of it. "
+            "Keep it at 0.96 or below."
+        )
+
+
+def _fit_dtype(
+    arguments: Arguments,
+    shape: Shape,
+    gpu: Mapping[str, Any] | None,
+    rules: Mapping[str, Any],
+    name: str,
+    findings: Findings,
+    *,
+    pinned: bool,
+) -> None:
+    if str(arguments.values.get("dtype")) not in ("float16", "half") or shape.model_type not in rules["no_float16"]:
+        return
+    asked = "dtype" in arguments.by_user
+    can_bfloat16 = gpu is None or capability(gpu["compute_capability"]) >= (8, 0)
+    if asked or pinned or not can_bfloat16:
+        because = "engine_args" if asked else arguments.origins["dtype"]
+        ways = "Set engine_args {dtype: bfloat16}" if can_bfloat16 else "Take another model"
+        findings.problems.append(
+            f"'{name}' is a {shape.model_type} model, which vLLM refuses in float16, and {because} says dtype float16. "
+            f"{ways}{'' if asked or not can_bfloat16 else ', or vllm_gpu_profile: auto'}."
+        )
+        return
+    findings.warnings.append(
+        f"'{name}' is a {shape.model_type} model, which vLLM refuses in float16: it runs in bfloat16 instead."
+    )
+    arguments.put("dtype", "bfloat16", f"the plan: {shape.model_type} refuses float16")
+
+
+def _fit_context(arguments: Arguments, shape: Shape, name: str, findings: Findings) -> None:
+    wanted = arguments.values.get("max-model-len")
+    if not isinstance(wanted, int) or not shape.max_position or wanted <= shape.max_position:
+        return
+    if "max-model-len" in arguments.by_user:
+        findings.problems.append(
+            f"engine_args.max-model-len of '{name}' is {wanted}: the model takes {shape.max_position} tokens at most. Lower it."
+        )
+    else:
+        arguments.put("max-model-len", shape.max_position, "the plan: the longest that the model takes")
+
+
+def _check_quantization(
+    arguments: Arguments, shape: Shape, rules: Mapping[str, Any], name: str, findings: Findings
+) -> None:
+    wanted = arguments.values.get("quantization")
+    method = shape.quantization
+    takes = rules["quantization_takes"].get(method)
+    if wanted is not None and method is not None and takes is not None and wanted not in takes:
+        findings.problems.append(
+            f"engine_args.quantization of '{name}' is {shown(wanted)}: its checkpoint is quantised already ({method}), and vLLM takes "
+            f"{' or '.join(takes)} for that, or nothing. Remove the option."
+        )
+
+
+def _check_capability(
+    arguments: Arguments,
+    shape: Shape,
+    gpu: Mapping[str, Any],
+    rules: Mapping[str, Any],
+    name: str,
+    findings: Findings,
+) -> None:
+    have = capability(gpu["compute_capability"])
+    where = f"GPU {gpu['index']} ({gpu['name']}, compute capability {gpu['compute_capability']})"
+    method = shape.quantization or arguments.values.get("quantization")
+    needs = rules["quantization_capability"].get(method)
+    if needs and have < capability(needs):
+        findings.problems.append(
+            f"'{name}' is quantised by {method}, which needs compute capability {needs}: {where} is older. "
+            "Take another checkpoint or another GPU."
+        )
+    elif _is_fp8(shape, str(method or "")) and have < (8, 9):
+        findings.warnings.append(
+            f"'{name}' has FP8 weights and {where} has no FP8 tensor cores: vLLM unpacks them (Marlin), which saves memory, not time."
+        )
+    if str(arguments.values.get("kv-cache-dtype", "auto")).startswith("fp8") and have < (8, 9):
+        findings.warnings.append(
+            f"engine_args.kv-cache-dtype of '{name}' is fp8: on {where} that works only where FlashInfer does. Leave it at auto if it fails."
+        )
+
+
+def _is_fp8(shape: Shape, method: str) -> bool:
+    stored = shape.storage is not None and 1.0 <= shape.storage.expert < 1.5 and "gptq" not in method
+    return stored or (shape.storage is None and method.startswith("fp8"))

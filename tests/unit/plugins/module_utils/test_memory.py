@@ -1,0 +1,280 @@
+"""The memory maths against what vLLM measured on a GPU, and properties that must hold for every model.
+
+h200_memory.json holds five runs of vLLM 0.26.0 on one H200. Two constants come from two of them: `COLD_START` from the served cold start of
+llama_70b (run 2), `GRAPHS_GIB_PER_LAYER` from the graph sizes logged in runs 2 and 4. `NON_TORCH_GIB` is what every run logged. Runs 0, 1 and 3
+fitted nothing, and of run 4 only the graphs, which 0.26 does not count: their KV cache is predicted, not fitted.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+from ansible_collections.gpuops.vllm.plugins.module_utils import _memory, _model
+from ansible_collections.gpuops.vllm.plugins.module_utils._memory import Fit, Setting
+from ansible_collections.gpuops.vllm.plugins.module_utils._model import Shape
+from hypothesis import given
+from hypothesis import strategies as st
+
+MEASURED = json.loads((Path(__file__).parents[1] / "data/h200_memory.json").read_text())
+KNOWN = yaml.safe_load((Path(__file__).parents[4] / "roles/vllm_plan/vars/main/models.yml").read_text())[
+    "__vllm_plan_known_models"
+]
+H200_GIB = 139.8
+OLD, NEW = (0, 26, 0), (0, 32, 0)
+FITTED_RUN = 2
+
+
+def shape_of(measured: Mapping[str, Any]) -> Shape:
+    return _model.shape(
+        {
+            "model_type": "llama",
+            "hidden_size": measured["hidden_size"],
+            "intermediate_size": measured["intermediate_size"],
+            "num_hidden_layers": measured["layers"],
+            "num_attention_heads": measured["heads"],
+            "num_key_value_heads": measured["kv_heads"],
+            "head_dim": measured["head_dim"],
+            "vocab_size": measured["vocab_size"],
+            "tie_word_embeddings": measured["tied_embeddings"],
+            "torch_dtype": "bfloat16",
+        }
+    )
+
+
+def predicted(run: Mapping[str, Any], version: tuple[int, ...] = OLD, changes: Mapping[str, Any] | None = None) -> Fit:
+    shape = shape_of(MEASURED[run["model"]])
+    args = {
+        "gpu-memory-utilization": run["gpu_memory_utilization"],
+        "max-model-len": run["max_model_len"],
+        "kv-cache-dtype": run["kv_cache_dtype"],
+        "quantization": run["quantization"],
+        "dtype": run["dtype"],
+        "max-num-seqs": 256,
+        "max-num-batched-tokens": 8192,
+        **(changes or {}),
+    }
+    setting = _memory.setting_of(args, shape, 1)
+    return _memory.fit(shape, setting, H200_GIB, version, cold=run["compile_cache"] == "cold")
+
+
+# --- measured ------------------------------------------------------------------------------------------------
+
+RUNS = list(enumerate(MEASURED["runs"]))
+SERVED = [run for _number, run in RUNS if run["served"]]
+REFUSED = [run for _number, run in RUNS if not run["served"]]
+
+
+@pytest.mark.parametrize("run", [run for _number, run in RUNS])
+def test_weights_are_those_that_vllm_loaded(run: dict[str, Any]) -> None:
+    assert predicted(run).weights_gib == pytest.approx(run["weights_gib"], rel=0.005)
+
+
+@pytest.mark.parametrize("run", SERVED)
+def test_the_tokens_of_each_served_run_are_within_a_tenth(run: dict[str, Any]) -> None:
+    assert predicted(run).fits
+    assert predicted(run).kv_tokens == pytest.approx(run["kv_tokens"], rel=0.1)
+
+
+def test_the_verdict_of_the_70b_lies_between_its_cold_and_its_warm_start() -> None:
+    cold, warm = (run for run in SERVED if run["model"] == "llama_70b")
+    verdict = predicted({**warm, "compile_cache": "cold"}).kv_tokens
+    assert 0.9 * cold["kv_tokens"] <= verdict <= 1.1 * warm["kv_tokens"]
+
+
+@pytest.mark.parametrize("run", REFUSED)
+def test_the_runs_that_vllm_refused_are_refused(run: dict[str, Any]) -> None:
+    assert not predicted(run).fits
+    longest = predicted(run, changes={"max-model-len": "auto"}).max_model_len
+    assert longest == pytest.approx(run["estimated_max_model_len"], rel=0.1)
+
+
+def test_the_newer_rule_takes_the_graphs_off_and_nothing_else() -> None:
+    """Derived from vLLM's source: no run with 0.29 or newer was measured."""
+    for run in SERVED:
+        old, new = predicted(run), predicted(run, NEW)
+        assert old.graphs_gib == 0
+        assert new.graphs_gib == pytest.approx(run["cuda_graphs_gib"], rel=0.1)
+        assert old.kv_gib - new.kv_gib == pytest.approx(new.graphs_gib)
+
+
+def test_without_graphs_both_rules_agree() -> None:
+    run = SERVED[0]
+    old, new = (predicted(run, version, {"enforce-eager": True}) for version in (OLD, NEW))
+    assert (old.kv_gib, old.kv_tokens) == (new.kv_gib, new.kv_tokens)
+
+
+# --- the KV cache of each kind of attention -------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("model", "tensor_parallel", "kv_fp8", "kib"),
+    [
+        # layers x kv heads x 2 x head_dim x bytes
+        ("meta-llama/Llama-3.3-70B-Instruct", 1, False, 80 * 8 * 2 * 128 * 2 / 1024),
+        ("meta-llama/Llama-3.3-70B-Instruct", 1, True, 80 * 8 * 2 * 128 / 1024),
+        ("meta-llama/Llama-3.3-70B-Instruct", 8, False, 80 * 2 * 128 * 2 / 1024),
+        # with fewer heads than GPUs each GPU holds one
+        ("meta-llama/Llama-3.3-70B-Instruct", 16, False, 80 * 2 * 128 * 2 / 1024),
+        # one latent a layer, the same on every GPU, and the indexer's keys
+        ("deepseek-ai/DeepSeek-R1-0528", 1, False, 61 * 576 * 2 / 1024),
+        ("deepseek-ai/DeepSeek-R1-0528", 8, False, 61 * 576 * 2 / 1024),
+        ("deepseek-ai/DeepSeek-V3.2", 8, False, 61 * (576 * 2 + 132) / 1024),
+        ("deepseek-ai/DeepSeek-V3.2", 8, True, 61 * (656 + 132) / 1024),
+    ],
+)
+def test_kv_bytes_of_a_token(model: str, tensor_parallel: int, kv_fp8: bool, kib: float) -> None:
+    layout = _memory.kv_layout(known(model), Setting(tensor_parallel=tensor_parallel, kv_fp8=kv_fp8))
+    assert layout.block_bytes / layout.block_tokens / 1024 * len(layout.groups) == pytest.approx(kib)
+
+
+def test_a_sliding_window_stops_at_the_window() -> None:
+    layout = _memory.kv_layout(known("google/gemma-3-27b-it"), Setting())
+    short, long = (layout.blocks(tokens, 4096) for tokens in (16384, 32768))
+    # Ten layers attend to all tokens, the other 52 to the window and what is under way.
+    assert len(layout.groups) == 7
+    assert long - short == (32768 - 16384) // 16
+
+
+def test_a_linear_layer_holds_a_state_and_no_tokens() -> None:
+    layout = _memory.kv_layout(known("Qwen/Qwen3-Next-80B-A3B-Instruct"), Setting())
+    assert [group.state for group in layout.groups] == [False, True, True, True]
+    assert layout.blocks(2 * layout.block_tokens, 0) - layout.blocks(layout.block_tokens, 0) == 1
+
+
+def test_a_sequence_needs_whole_blocks() -> None:
+    layout = _memory.kv_layout(known("Qwen/Qwen3-32B"), Setting())
+    assert [layout.blocks(tokens, 0) for tokens in (1, 16, 17)] == [1, 1, 2]
+
+
+# --- engine arguments -----------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("args", "tokens"),
+    [
+        ({"max-model-len": 4096}, 4096),
+        ({"max-model-len": "4096"}, 4096),
+        ({"max-model-len": "16k"}, 16000),
+        ({"max-model-len": "16K"}, 16384),
+        ({"max-model-len": "auto"}, 0),
+        ({"max-model-len": -1}, 0),
+        ({}, 131072),
+    ],
+)
+def test_the_context_is_read_as_vllm_reads_it(args: dict[str, Any], tokens: int) -> None:
+    assert _memory.setting_of(args, known("meta-llama/Llama-3.3-70B-Instruct"), 1).max_model_len == tokens
+
+
+@pytest.mark.parametrize(
+    ("args", "message"),
+    [
+        ({"max-model-len": "long"}, "max-model-len is 'long': needs a whole number"),
+        ({"max-num-seqs": True}, "max-num-seqs is True: needs a whole number"),
+        ({"max-num-seqs": -5}, "max-num-seqs is -5: needs a whole number"),
+        ({"gpu-memory-utilization": "much"}, "gpu-memory-utilization is 'much': needs a number"),
+        ({"gpu-memory-utilization": [0.9]}, r"gpu-memory-utilization is \[0.9\]: needs a number"),
+    ],
+)
+def test_an_argument_that_is_no_number_is_named(args: dict[str, Any], message: str) -> None:
+    with pytest.raises(ValueError, match=message):
+        _memory.setting_of(args, known("Qwen/Qwen3-32B"), 1)
+
+
+def test_a_checkpoint_that_brings_an_fp8_cache_is_counted_so() -> None:
+    shape = known("nvidia/Llama-3.3-70B-Instruct-FP8")
+    assert _memory.setting_of({}, shape, 1).kv_fp8
+    assert not _memory.setting_of({"kv-cache-dtype": "bfloat16"}, shape, 1).kv_fp8
+
+
+def test_the_size_on_disk_beats_the_shapes() -> None:
+    shape = known("Qwen/Qwen3-32B")
+    setting = Setting(online_fp8=True)
+    stored = shape.parameters * 2
+    assert _memory.weights_gib(shape, setting, stored) == pytest.approx(_memory.weights_gib(shape, setting))
+    assert _memory.weights_gib(shape, setting, 2 * stored) == pytest.approx(2 * _memory.weights_gib(shape, setting))
+
+
+# --- properties -----------------------------------------------------------------------------------------------
+
+
+def known(name: str) -> Shape:
+    entry = KNOWN[name]
+    base = KNOWN.get(entry.get("base"), {})
+    return _model.shape({**base.get("config", {}), **entry.get("config", {})})
+
+
+SHAPES = {name: known(name) for name in KNOWN}
+settings = st.builds(
+    Setting,
+    tensor_parallel=st.sampled_from([1, 2, 4, 8]),
+    utilization=st.floats(0.3, 0.95),
+    max_model_len=st.integers(64, 40_000),
+    max_num_seqs=st.integers(1, 1024),
+    max_num_batched_tokens=st.sampled_from([1024, 2048, 8192, 16384]),
+    kv_fp8=st.booleans(),
+    online_fp8=st.booleans(),
+    graphs=st.booleans(),
+)
+any_shape = st.sampled_from(sorted(SHAPES)).map(SHAPES.__getitem__)
+memory = st.floats(8, 280)
+versions = st.sampled_from([OLD, NEW])
+
+
+@given(any_shape, settings, memory, st.floats(0, 100), versions)
+def test_more_memory_never_means_fewer_tokens(
+    shape: Shape, setting: Setting, gib: float, more: float, version: tuple[int, ...]
+) -> None:
+    little, much = (_memory.fit(shape, setting, one, version) for one in (gib, gib + more))
+    assert little.kv_tokens <= much.kv_tokens
+    assert little.fits <= much.fits
+
+
+@given(any_shape, settings)
+def test_tensor_parallel_never_means_more_weights_on_a_gpu(shape: Shape, setting: Setting) -> None:
+    widths = (1, 2, 4, 8, 16)
+    weights = [_memory.weights_gib(shape, replace(setting, tensor_parallel=width)) for width in widths]
+    assert weights == sorted(weights, reverse=True)
+    assert weights[0] <= 16.0001 * weights[-1]
+
+
+@given(any_shape, settings, memory, versions)
+def test_an_fp8_cache_never_means_fewer_tokens(
+    shape: Shape, setting: Setting, gib: float, version: tuple[int, ...]
+) -> None:
+    plain, small = (_memory.fit(shape, replace(setting, kv_fp8=kind), gib, version) for kind in (False, True))
+    # A block of a hybrid grows with the tokens that fit into a state: then the last one may be half empty.
+    slack = 2 * _memory.kv_layout(shape, setting).block_tokens if shape.state_bytes else 0
+    assert small.kv_tokens + slack * max(1, small.concurrency) >= plain.kv_tokens
+
+
+@given(any_shape, settings, memory, versions, st.integers(1, 5000))
+def test_a_shorter_context_never_stops_fitting(
+    shape: Shape, setting: Setting, gib: float, version: tuple[int, ...], less: int
+) -> None:
+    shorter = replace(setting, max_model_len=max(1, setting.max_model_len - less))
+    assert _memory.fit(shape, shorter, gib, version).fits >= _memory.fit(shape, setting, gib, version).fits
+
+
+@given(any_shape, settings, memory, versions)
+def test_the_longest_context_fits_and_one_block_more_does_not(
+    shape: Shape, setting: Setting, gib: float, version: tuple[int, ...]
+) -> None:
+    longest = _memory.fit(shape, replace(setting, max_model_len=0), gib, version).max_model_len
+    # MLA's buffer grows with the context, so that only vLLM's own answer to "auto" is asked here.
+    if longest and not shape.latent_dim:
+        assert _memory.fit(shape, replace(setting, max_model_len=longest), gib, version).fits
+        limit = shape.max_position or 2**20
+        longer = replace(setting, max_model_len=longest + _memory.kv_layout(shape, setting).block_tokens)
+        assert longest == limit or not _memory.fit(shape, longer, gib, version).fits
+
+
+@given(any_shape, settings, memory)
+def test_a_cold_start_is_never_the_better_one(shape: Shape, setting: Setting, gib: float) -> None:
+    cold, warm = (_memory.fit(shape, setting, gib, NEW, cold=kind) for kind in (True, False))
+    assert cold.kv_gib <= warm.kv_gib
