@@ -70,6 +70,14 @@ format: $(TOOLS) ## Let ruff order and format the Python
 changelog: $(TOOLS) ## Write CHANGELOG.rst for galaxy.yml's version from changelogs/fragments/ and the plugins
 	@antsibull-changelog release --update-existing --refresh --reload-plugins
 
+.PHONY: docs
+docs: $(CONTROL) ## Write docs/which-gpu.md from the planner
+	@python scripts/gpu-table
+
+.PHONY: bench-plan
+bench-plan: $(CONTROL) ## Time the plan of 100 hosts with 8 models each
+	@python scripts/bench-plan
+
 .PHONY: unit
 unit: $(TOOLS) ## Unit tests of the Python and of the repository
 	@pytest

@@ -1,0 +1,126 @@
+"""playbooks/plan.yml as a user runs it: no host is there, and the answer comes all the same."""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+
+REPO = Path(__file__).resolve().parents[3]
+FIELDS = {
+    "name",
+    "host",
+    "profile",
+    "engine_args",
+    "weights_gib",
+    "kv_gib",
+    "kv_tokens",
+    "max_concurrency",
+    "fits",
+    "reasons",
+    "suggestions",
+}
+GUIDE = {
+    "name": "llama",
+    "model": "RedHatAI/Llama-3.3-70B-Instruct-FP8-dynamic",
+    "engine_args": {"max-model-len": 16384, "gpu-memory-utilization": 0.90},
+}
+
+
+def play(inventory: Path, *options: str) -> subprocess.CompletedProcess[str]:
+    """Run the playbook; the hub is nowhere, so that no test depends on a network."""
+    program = Path(sys.executable).parent / "ansible-playbook"
+    environment = {**os.environ, "ANSIBLE_CONFIG": str(REPO / "ansible.cfg"), "HF_ENDPOINT": "http://127.0.0.1:9"}
+    return subprocess.run(
+        [program, "-i", inventory, REPO / "playbooks/plan.yml", *options],
+        capture_output=True, text=True, check=False, timeout=120, env=environment,
+    )  # fmt: skip
+
+
+def inventory(folder: Path, **hosts: dict[str, Any]) -> Path:
+    file = folder / "hosts.yml"
+    file.write_text(yaml.safe_dump({"vllm_servers": {"hosts": hosts}}))
+    return file
+
+
+def test_the_example_is_planned_without_a_host_and_without_a_warning(tmp_path: Path) -> None:
+    report = tmp_path / "plan.json"
+    done = play(REPO / "inventory/example", "-e", f"vllm_plan_report_path={report}")
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert "WARNING" not in done.stdout + done.stderr
+    assert len(re.findall(r"^\S+\.example\.com .* fits$", done.stdout, re.MULTILINE)) == 6
+    found = json.loads(report.read_text())
+    assert [one["name"] for one in found["instances"]] == [
+        "qwen-0",
+        "mistral-0",
+        "mistral-0",
+        "llama-0",
+        "llama-1",
+        "qwen-moe-0",
+    ]
+    assert all(set(one) >= FIELDS and one["fits"] is True for one in found["instances"])
+
+
+def test_what_does_not_fit_is_shown_with_all_others_and_ends_in_a_failure(tmp_path: Path) -> None:
+    report = tmp_path / "plan.json"
+    hosts = {
+        "big": {"vllm_plan_gpus": ["h200-sxm-141gb"], "vllm_models": [GUIDE]},
+        "small": {"vllm_plan_gpus": ["h100-sxm-80gb"], "vllm_models": [GUIDE]},
+    }
+    done = play(inventory(tmp_path, **hosts), "-e", f"vllm_plan_report_path={report}")
+    assert done.returncode == 2
+    assert re.search(r"^big +llama-0 .* fits, unverified$", done.stdout, re.MULTILINE)
+    assert re.search(r"^small +llama-0 .* does not fit, unverified$", done.stdout, re.MULTILINE)
+    assert "  1. engine_args: {gpu-memory-utilization: 0.95, kv-cache-dtype: fp8}" in done.stdout
+    assert "- small: 'llama-0' does not fit, see above for what would" in done.stdout
+    by_host = {one["host"]: one for one in json.loads(report.read_text())["instances"]}
+    assert (by_host["big"]["fits"], by_host["small"]["fits"]) == (True, False)
+
+
+def test_a_misfit_may_be_let_pass(tmp_path: Path) -> None:
+    hosts = {"small": {"vllm_plan_gpus": ["h100-sxm-80gb"], "vllm_models": [GUIDE], "vllm_plan_allow_misfit": True}}
+    done = play(inventory(tmp_path, **hosts))
+    assert done.returncode == 0, done.stdout
+    assert "It goes on, since vllm_plan_allow_misfit is true." in done.stdout + done.stderr
+
+
+def test_check_mode_writes_no_report(tmp_path: Path) -> None:
+    hosts = {"big": {"vllm_plan_gpus": ["h200-sxm-141gb"], "vllm_models": [GUIDE]}}
+    done = play(inventory(tmp_path, **hosts), "--check", "-e", f"vllm_plan_report_path={tmp_path / 'plan.json'}")
+    assert done.returncode == 0, done.stdout
+    assert [file.name for file in tmp_path.iterdir()] == ["hosts.yml"]
+
+
+@pytest.mark.parametrize(
+    ("variables", "message"),
+    [
+        ({"vllm_plan_gpus": ["h900"]}, "vllm_plan_gpus[0].kind is 'h900': needs"),
+        ({"vllm_plan_known_gpus": {"x": {}}}, "vllm_plan_known_gpus.x.name is not set: needs the name as nvidia-smi prints it. Correct it."),
+        ({"vllm_plan_known_models": {"a/b": {"base": "no/such"}}}, "vllm_plan_known_models['a/b'].base is 'no/such': needs another known model."),
+        ({"vllm_version": "0.23.0"}, "vllm_version is 0.23.0: needs 0.24.0 or newer"),
+        ({"vllm_plan_report_path": "/nowhere/plan.json"}, "vllm_plan_report_path is '/nowhere/plan.json': No such file or directory. Choose"),
+    ],
+)  # fmt: skip
+def test_bad_input_is_told_in_a_sentence(tmp_path: Path, variables: dict[str, Any], message: str) -> None:
+    where = {"vllm_plan_gpus": ["h200-sxm-141gb"], "vllm_models": [GUIDE], **variables}
+    done = play(inventory(tmp_path, gpu01=where))
+    assert done.returncode == 2
+    assert message in done.stdout
+    assert "Traceback" not in done.stdout + done.stderr
+
+
+def test_the_readmes_example_says_what_the_readme_says(tmp_path: Path) -> None:
+    section = (REPO / "README.md").read_text().partition("## Will it fit?")[2].partition("\n## ")[0]
+    written, shown = (re.search(rf"```{kind}\n(.*?)```", section, re.DOTALL) for kind in ("yaml", "console"))
+    assert written is not None
+    assert shown is not None
+    (tmp_path / "hosts.yml").write_text(written[1])
+    done = play(tmp_path / "hosts.yml")
+    assert shown[1].partition("\n")[2].strip() in done.stdout

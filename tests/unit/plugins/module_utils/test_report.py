@@ -1,0 +1,110 @@
+"""The report of a plan: what a person and a program read of it."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from ansible_collections.gpuops.vllm.plugins.module_utils import _report
+
+INSTANCE: dict[str, Any] = {
+    "name": "llama-0",
+    "host": "gpu01",
+    "model": "org/llama",
+    "profile": "h100_fp8",
+    "tensor_parallel": 2,
+    "gpus": [0, 1],
+    "port": 8000,
+    "served_as": ["llama"],
+    "engine_args": {"dtype": "auto"},
+    "engine_args_from": {"dtype": "profile h100_fp8"},
+    "env": {"A": "kept out"},
+    "fit": {
+        "verdict": "fits",
+        "numbers": "catalogue",
+        "gpu": "NVIDIA H100 80GB HBM3",
+        "gpu_kind": "h100-sxm-80gb",
+        "weights_gib": 33.83,
+        "kv_gib": 33.84,
+        "kv_tokens": 221776,
+        "max_model_len": 16384,
+        "max_concurrency": 13.54,
+        "reasons": [],
+        "suggestions": [],
+    },
+}
+MISFIT = {"verdict": "does not fit", "kv_gib": -0.44, "kv_tokens": 0, "max_concurrency": 0.0, "reasons": ["too big."], "suggestions": [{"text": "less"}]}  # fmt: skip
+
+
+def instance(**changes: Any) -> dict[str, Any]:
+    return {
+        **INSTANCE,
+        **{key: value for key, value in changes.items() if key != "fit"},
+        "fit": INSTANCE["fit"] | changes.get("fit", {}),
+    }
+
+
+def report(*instances: dict[str, Any], **changes: Any) -> dict[str, Any]:
+    return _report.document({"gpu01": {"instances": list(instances), **changes}}, changes.get("unreached", []))
+
+
+def test_a_line_holds_what_decides() -> None:
+    head, line = _report.table(report(INSTANCE)).splitlines()
+    assert head.split() == [
+        "host",
+        "instance",
+        "model",
+        "GPUs",
+        "profile",
+        "weights",
+        "KV",
+        "cache",
+        "tokens",
+        "requests",
+        "x",
+        "length",
+        "verdict",
+    ]
+    assert (
+        line
+        == "gpu01  llama-0   org/llama  2 x h100-sxm-80gb  h100_fp8  33.8 GiB  33.8 GiB  221,776      13.5 x 16,384  fits"
+    )
+
+
+def test_fits_is_true_false_or_null() -> None:
+    verdicts = ("fits", "does not fit", "not checked", "refused")
+    found = report(*(instance(fit={"verdict": verdict}) for verdict in verdicts))
+    assert [one["fits"] for one in found["instances"]] == [True, False, None, None]
+
+
+def test_an_environment_stays_out_of_the_report() -> None:
+    assert "kept out" not in str(report(INSTANCE))
+
+
+def test_what_was_not_computed_is_a_dash_and_a_null() -> None:
+    unchecked = {
+        **INSTANCE,
+        "fit": {"verdict": "not checked", "numbers": "unknown", "reasons": ["unknown: not checked"], "suggestions": []},
+    }
+    found = report(unchecked)
+    assert found["instances"][0]["kv_tokens"] is None
+    assert _report.table(found).splitlines()[1].split()[3:] == ["-", "h100_fp8", "-", "-", "-", "-", "not", "checked"]
+    assert "  unknown: not checked" in _report.table(found).splitlines()
+
+
+def test_a_misfit_shows_no_memory_below_nothing_and_the_ways_out() -> None:
+    text = _report.table(report(instance(fit=MISFIT)))
+    assert " 0.0 GiB " in text
+    assert text.endswith("\ngpu01 llama-0 (org/llama): does not fit\n  too big.\n  1. less\n")
+
+
+def test_what_stands_against_the_plans_is_a_line_each() -> None:
+    found = report(instance(fit=MISFIT), problems=["no driver"])
+    assert _report.failures(found) == ["gpu01: no driver", "gpu01: 'llama-0' does not fit, see above for what would"]
+    assert _report.failures(report(instance(fit=MISFIT | {"misfit_allowed": True}))) == []
+
+
+def test_numbers_from_memory_and_hosts_not_reached_are_told() -> None:
+    text = _report.table(report(instance(fit={"numbers": "catalogue, unverified"}), unreached=["gpu02"]))
+    assert "fits, unverified" in text
+    assert "\nunverified: the catalogue has" in text
+    assert text.endswith("\ngpu02: not reached, not planned\n")
