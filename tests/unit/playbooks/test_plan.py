@@ -7,7 +7,10 @@ import os
 import re
 import subprocess
 import sys
+from collections.abc import Iterator
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
+from threading import Thread
 from typing import Any
 
 import pytest
@@ -34,10 +37,10 @@ GUIDE = {
 }
 
 
-def play(inventory: Path, *options: str) -> subprocess.CompletedProcess[str]:
-    """Run the playbook; the hub is nowhere, so that no test depends on a network."""
+def play(inventory: Path, *options: str, hub: str = "http://127.0.0.1:9") -> subprocess.CompletedProcess[str]:
+    """Run the playbook; unless told, the hub is nowhere, so that no test depends on a network."""
     program = Path(sys.executable).parent / "ansible-playbook"
-    environment = {**os.environ, "ANSIBLE_CONFIG": str(REPO / "ansible.cfg"), "HF_ENDPOINT": "http://127.0.0.1:9"}
+    environment = {**os.environ, "ANSIBLE_CONFIG": str(REPO / "ansible.cfg"), "HF_ENDPOINT": hub, "no_proxy": "*"}
     return subprocess.run(
         [program, "-i", inventory, REPO / "playbooks/plan.yml", *options],
         capture_output=True, text=True, check=False, timeout=120, env=environment,
@@ -124,3 +127,65 @@ def test_the_readmes_example_says_what_the_readme_says(tmp_path: Path) -> None:
     (tmp_path / "hosts.yml").write_text(written[1])
     done = play(tmp_path / "hosts.yml")
     assert shown[1].partition("\n")[2].strip() in done.stdout
+
+
+@pytest.fixture
+def gated_hub() -> Iterator[tuple[str, list[str]]]:
+    """A hub with one gated model; yields its address and the tokens that it was shown."""
+    shown: list[str] = []
+    files: dict[str, dict[str, Any]] = {
+        "config.json": known_config("Qwen/Qwen3-8B"),
+        "model.safetensors.index.json": {"metadata": {"total_size": 16_381_470_720}, "weight_map": {}},
+    }
+
+    class Handler(BaseHTTPRequestHandler):
+        def do_GET(self) -> None:
+            shown.append(self.headers.get("Authorization", ""))
+            folder, _, name = self.path.rpartition("/")
+            welcome = shown[-1] == f"Bearer {TOKEN}" and folder == "/our/model/resolve/main"
+            body = json.dumps(files.get(name, {})).encode() if welcome else b"{}"
+            self.send_response((200 if name in files else 404) if welcome else 401)
+            self.send_header("Content-Length", str(len(body)))
+            self.end_headers()
+            self.wfile.write(body)
+
+        def log_message(self, *_args: object) -> None:
+            pass
+
+    with ThreadingHTTPServer(("127.0.0.1", 0), Handler) as server:
+        Thread(target=server.serve_forever, daemon=True).start()
+        yield f"http://127.0.0.1:{server.server_port}", shown
+        server.shutdown()
+
+
+TOKEN = "hf_nobodysToken"
+
+
+def known_config(model: str) -> dict[str, Any]:
+    catalogue = yaml.safe_load((REPO / "roles/vllm_plan/vars/main/models.yml").read_text())
+    found: dict[str, Any] = catalogue["__vllm_plan_known_models"][model]["config"]
+    return found
+
+
+def test_the_hub_tells_a_models_numbers_to_who_has_the_token(tmp_path: Path, gated_hub: tuple[str, list[str]]) -> None:
+    address, shown = gated_hub
+    host = {
+        "vllm_plan_gpus": ["l40s-48gb"],
+        "vllm_models": [{"name": "ours", "model": "our/model"}],
+        "vllm_hf_token": TOKEN,
+    }
+    report = tmp_path / "plan.json"
+    done = play(inventory(tmp_path, gpu01=host), "-vvv", "-e", f"vllm_plan_report_path={report}", hub=address)
+    assert done.returncode == 0, done.stdout
+    (found,) = json.loads(report.read_text())["instances"]
+    assert (found["numbers"], found["fits"]) == ("the hub", True)
+    assert set(shown) == {f"Bearer {TOKEN}"}
+    assert TOKEN not in done.stdout + done.stderr + report.read_text()
+
+
+def test_a_hub_that_refuses_is_told_and_blocks_nothing(tmp_path: Path, gated_hub: tuple[str, list[str]]) -> None:
+    host = {"vllm_plan_gpus": ["l40s-48gb"], "vllm_models": [{"name": "ours", "model": "our/model"}]}
+    done = play(inventory(tmp_path, gpu01=host), hub=gated_hub[0])
+    assert done.returncode == 0, done.stdout
+    assert re.search(r"^gpu01 +ours-0 .* not checked$", done.stdout, re.MULTILINE)
+    assert "vllm_hf_token" in done.stdout + done.stderr
