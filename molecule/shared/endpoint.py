@@ -18,19 +18,18 @@ def url(host: str, path: str = "") -> str:
     return f"https://{host}.vllm.test{path}"
 
 
-def http() -> openai.DefaultHttpxClient:
-    """Return a client that trusts the lab's authority and nothing else."""
-    return openai.DefaultHttpxClient(
-        verify=ssl.create_default_context(cafile=str(CA)), timeout=60, follow_redirects=False
-    )
+def http(certificate: str = "") -> openai.DefaultHttpxClient:
+    """Return a client that trusts a self-signed certificate (PEM), else the lab's authority, and nothing else."""
+    trusted = ssl.create_default_context(cafile=None if certificate else str(CA), cadata=certificate or None)
+    return openai.DefaultHttpxClient(verify=trusted, timeout=60, follow_redirects=False)
 
 
-def client(host: str, prefix: str = "", key: str | None = None) -> openai.OpenAI:
+def client(host: str, prefix: str = "", key: str | None = None, certificate: str = "") -> openai.OpenAI:
     """Return OpenAI's client with only base_url and api_key set; `http_client` stands for SSL_CERT_FILE."""
     return openai.OpenAI(
         base_url=url(host, f"{prefix}/v1"),
         api_key=KEY.read_text().strip() if key is None else key,
-        http_client=http(),
+        http_client=http(certificate),
         max_retries=0,
     )
 

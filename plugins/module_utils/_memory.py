@@ -22,20 +22,25 @@ BLOCK_TOKENS = 16
 BATCHES_IN_FLIGHT = 2
 
 # --- constants that no shape gives; the tests say which measured runs they come from and which runs only check them ------
-#: A first start compiles, and its peak is higher than the tensors of one forward pass are.
-COLD_START = 1.45
 #: What libraries take outside of torch's allocator on one GPU.
 NON_TORCH_GIB = 0.22
 #: NCCL's buffers with more than one GPU. Recalled, not measured.
 NCCL_GIB = 0.5
+#: Small buffers that the second model runner keeps, beside the sampler's.
+RUNNER_GIB = 0.045
 #: CUDA graphs of one layer over the 51 batch sizes that vLLM captures by default.
 GRAPHS_GIB_PER_LAYER = 0.0185
 GRAPH_SIZES = 51
+#: The most requests in a batch that is captured, and the models for which vLLM captures batches of twice as many.
+LARGEST_GRAPH = 512
+DOUBLE_GRAPHS = ("gpt_oss",)
 #: From this version on all models run in vLLM's second model runner, which takes CUDA graphs off the KV budget. Before, the second
 #: one ran dense models and did not; the first one ran the others and did.
 ONE_RUNNER_SINCE = (0, 29, 0)
 #: The sampler's copies of the logits in the first runner, in bytes per request and vocabulary entry: 32 bit, sorted, indices, sums.
 FIRST_RUNNER_SAMPLER_BYTES = 24
+#: What the second runner keeps for penalties, in bytes per request and vocabulary entry.
+SECOND_RUNNER_SAMPLER_BYTES = 4
 #: The most tokens whose latents MLA expands at once.
 LATENT_CHUNK_TOKENS = 65536
 
@@ -79,10 +84,11 @@ class Fit:
 
 @dataclass(frozen=True)
 class KvGroup:
-    """Layers whose KV cache is handed out together, a block at a time. ``window`` is in tokens, 0 for none."""
+    """Layers whose KV cache is handed out together, a block at a time. ``window`` and ``chunk`` are in tokens, 0 for none."""
 
     state: bool = False
     window: int = 0
+    chunk: int = 0
 
 
 @dataclass(frozen=True)
@@ -102,6 +108,8 @@ class KvLayout:
                 total += 2
             elif group.window:
                 total += math.ceil(min(group.window - 1 + in_flight, tokens) / self.block_tokens) + 1
+            elif group.chunk:
+                total += math.ceil(min(group.chunk + in_flight, tokens) / self.block_tokens)
             else:
                 total += math.ceil(tokens / self.block_tokens)
         return total
@@ -197,28 +205,40 @@ def weights_gib(shape: Shape, setting: Setting, stored_bytes: int | None = None)
 
 
 def activation_gib(shape: Shape, setting: Setting, version: tuple[int, ...], *, cold: bool = True) -> float:
-    """Return the peak of one forward pass over ``max_num_batched_tokens``, or of the sampler where that is higher."""
-    tokens, split = setting.max_num_batched_tokens, setting.tensor_parallel
-    # Gate and up side by side, then their product.
-    widest = 3 * shape.dense_mlp / split
-    if shape.experts_per_token:
-        # Each expert chosen has rows of its own in two buffers: gate and up or the output, and the product or the input.
-        inner, outer = shape.expert_mlp / split, shape.hidden_size
-        widest = max(widest, shape.experts_per_token * (max(2 * inner, outer) + max(inner, outer)))
-    forward = tokens * (widest + 2 * shape.hidden_size) * setting.dtype_bytes
+    """Return the peak of one forward pass over ``max_num_batched_tokens``, and the buffers that are kept for it."""
+    tokens, split, size = setting.max_num_batched_tokens, setting.tensor_parallel, setting.dtype_bytes
+    fp8 = setting.online_fp8 or (shape.storage is not None and 1 <= shape.storage.linear < 1.5)
+    hidden = 2 * shape.hidden_size * size
+    # Gate and up side by side and their product (which FP8 makes smaller), while the attention's input is still there.
+    mlp = shape.dense_mlp * (2 * size + (1 if fp8 else size))
+    attention = (shape.heads + 2 * shape.kv_heads) * shape.head_dim * size if not shape.latent_dim else 0
+    forward = tokens * (hidden + (mlp + attention) / split)
     if shape.latent_dim:
         chunk = min(max(8 * setting.max_model_len, 4 * setting.max_num_seqs * BLOCK_TOKENS), LATENT_CHUNK_TOKENS)
-        forward += chunk * (shape.heads * shape.latent_up_dim / split + shape.latent_dim) * setting.dtype_bytes
-    sampler = setting.max_num_seqs * shape.vocab_size
-    sampler *= FIRST_RUNNER_SAMPLER_BYTES if _first_runner(shape, version) else setting.dtype_bytes
-    return max(forward * (COLD_START if cold else 1.0), sampler) / GIB
+        forward += chunk * (shape.heads * shape.latent_up_dim / split + shape.latent_dim) * size
+    # A first start compiles, and holds a copy as large as the embeddings meanwhile.
+    compiling = shape.vocab_size * shape.hidden_size * size / split
+    compiling += tokens * (hidden + (shape.hidden_size if fp8 else 0))
+    peak = max(forward, compiling if cold else 0)
+    logits = setting.max_num_seqs * shape.vocab_size
+    if shape.experts_per_token:
+        # Each expert chosen has rows of its own in two buffers, which are kept: gate and up or the output, and the product or the input.
+        inner, outer = shape.expert_mlp / split, shape.hidden_size
+        peak += tokens * shape.experts_per_token * (max(2 * inner, outer) + max(inner, outer)) * size
+    if _first_runner(shape, version):
+        peak = max(peak, logits * FIRST_RUNNER_SAMPLER_BYTES)
+    elif version >= ONE_RUNNER_SINCE:
+        peak += logits * SECOND_RUNNER_SAMPLER_BYTES + RUNNER_GIB * GIB
+    return peak / GIB
 
 
 def graphs_gib(shape: Shape, setting: Setting, version: tuple[int, ...]) -> float:
     """Return what vLLM takes off the KV budget for CUDA graphs."""
     if not setting.graphs or (version < ONE_RUNNER_SINCE and not _first_runner(shape, version)):
         return 0.0
-    largest = min(2 * setting.max_num_seqs, 512, setting.max_num_batched_tokens)
+    doubled = shape.model_type in DOUBLE_GRAPHS
+    wanted = 2 * LARGEST_GRAPH if doubled else min(2 * setting.max_num_seqs, LARGEST_GRAPH)
+    largest = min(wanted, setting.max_num_batched_tokens)
     # 1, 2, 4, then every 8 below 256 and every 16 from there on.
     sizes = 3 + min(largest, 255) // 8 + (1 + (largest - 256) // 16 if largest >= 256 else 0)
     return shape.layer_count * GRAPHS_GIB_PER_LAYER * sizes / GRAPH_SIZES
@@ -239,14 +259,19 @@ def kv_layout(shape: Shape, setting: Setting) -> KvLayout:
         return KvLayout(BLOCK_TOKENS, BLOCK_TOKENS * shape.layer_count * (latent + indexer), (KvGroup(),))
     per_token = 2 * max(1, shape.kv_heads // setting.tensor_parallel) * shape.head_dim * item
     counts = {
-        "full": sum(layer.count for layer in shape.layers if layer.attention in ("full", "chunked")),
-        "sliding": sum(layer.count for layer in shape.layers if layer.attention == "sliding"),
-        "linear": sum(layer.count for layer in shape.layers if layer.attention == "linear"),
+        kind: sum(layer.count for layer in shape.layers if layer.attention == kind)
+        for kind in ("full", "sliding", "chunked", "linear")
     }
     present = [count for count in counts.values() if count]
     size = min(present) if max(present) >= 1.5 * min(present) else max(present)
-    window = max(layer.window for layer in shape.layers if layer.attention != "chunked") if counts["sliding"] else 0
-    kinds = {"full": KvGroup(), "sliding": KvGroup(window=window), "linear": KvGroup(state=True)}
+    window = max((layer.window for layer in shape.layers if layer.attention == "sliding"), default=0)
+    chunk = max((layer.window for layer in shape.layers if layer.attention == "chunked"), default=0)
+    kinds = {
+        "full": KvGroup(),
+        "sliding": KvGroup(window=window),
+        "chunked": KvGroup(chunk=chunk),
+        "linear": KvGroup(state=True),
+    }
     groups = tuple(group for kind, group in kinds.items() for _part in range(math.ceil(counts[kind] / size)))
     block = BLOCK_TOKENS
     if counts["linear"]:
