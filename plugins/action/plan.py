@@ -5,7 +5,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
@@ -103,9 +103,7 @@ class ActionModule(ActionBase):
             return {}, {}
         # Not an argument of the task: those are shown where ANSIBLE_DISPLAY_ARGS_TO_STDOUT is set.
         token = str(self._templar.template(variables.get("vllm_plan_hf_token") or "") or "")
-        revisions = {
-            one["model"]: str(one.get("revision") or "") for one in self._task.args["models"] if one["model"] in models
-        }
+        revisions = revisions_of(self._task.args["models"], models)
         timeout_s = float(self._task.args.get("hub_timeout_s") or 4)
         with ThreadPoolExecutor(max_workers=8) as pool:
             answers = pool.map(lambda one: _hub.fetch(one, revisions[one], endpoint, token, timeout_s), models)
@@ -129,9 +127,18 @@ def sources(models: object) -> list[str]:
     """Return what is to be served, each once; whatever is neither a folder nor of the hub is for the plan to refuse."""
     if not isinstance(models, list):
         return []
-    wanted = [model for model in models if isinstance(model, Mapping) and model.get("state", "present") == "present"]
-    given = (model.get("model") for model in wanted)
+    given = (model.get("model") for model in _present(models))
     return list(dict.fromkeys(str(one) for one in given if is_path(one) or is_hub_id(one)))
+
+
+def revisions_of(models: Iterable[Any], wanted: Sequence[str]) -> dict[str, str]:
+    """Return the revision of each model that is wanted, "" for the hub's main one."""
+    entries = [one for one in _present(models) if one.get("model") in wanted]
+    return {one["model"]: str(one.get("revision") or "") for one in entries}
+
+
+def _present(models: Iterable[Any]) -> list[Mapping[str, Any]]:
+    return [one for one in models if isinstance(one, Mapping) and one.get("state", "present") == "present"]
 
 
 def add_host_findings(plan: Plan, found: Mapping[str, Any], host: Host, wanted: Iterable[str]) -> None:

@@ -84,7 +84,7 @@ def total_size(index: object) -> int | None:
     # Some tools write 1.5e10.
     if isinstance(size, float) and size.is_integer():
         size = int(size)
-    return size if isinstance(size, int) and not isinstance(size, bool) and size > 0 else None
+    return size if isinstance(size, int) and not isinstance(size, bool) and 0 < size < 2**63 else None
 
 
 def _config(folder: Path) -> dict[str, Any] | None:

@@ -6,7 +6,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import cache
 from typing import TYPE_CHECKING, Any
 
@@ -74,6 +74,7 @@ class Judge:
         """Return the outcome; what vLLM would refuse goes to ``findings``."""
         numbers = self.numbers(case.source)
         report: dict[str, Any] = {"verdict": "not checked", "numbers": numbers.source, "reasons": [], "suggestions": []}
+        before = len(findings.problems)
         arguments = self.arguments(case, findings)
         _profiles.check_values(arguments, case.name, findings)
         shape = self.shape(case.source)
@@ -81,23 +82,19 @@ class Judge:
             if case.smallest is not None:
                 report["reasons"] = [f"unknown: not checked, since {shape}"]
             return Outcome(arguments, report)
-        before = len(findings.problems)
-        self.settle(case, arguments, shape, findings)
+        if len(findings.problems) == before:
+            self.settle(case, arguments, shape, findings)
         if case.smallest is None:
             report["reasons"] = [f"the profile {case.profile} uses no GPU"]
             return Outcome(arguments, report)
         if len(findings.problems) > before:
             report |= {"verdict": "refused", "reasons": findings.problems[before:]}
             return Outcome(arguments, report)
-        try:
-            fit = self.fit(case, arguments, shape)
-        except ValueError as error:
-            findings.problems.append(f"engine_args of '{case.name}': {error}. Correct it.")
-            return Outcome(arguments, report)
+        fit = self.fit(case, arguments, shape)
         report |= _figures(fit, case)
         if fit.fits:
             return Outcome(arguments, report)
-        reason = _reason(fit, arguments)
+        reason = _reason(fit, self.setting(case, arguments, shape).utilization)
         found = _advice.suggestions(
             _advice.Variant(case.source, case.smallest, max(1, len(case.gpus))),
             shape,
@@ -143,7 +140,7 @@ class Judge:
             findings.problems.append(f"vllm_models: '{case.name}' has tensor_parallel {width}: {problem}")
 
     def fit(self, case: Case, arguments: Arguments, shape: Shape) -> Fit:
-        """Return the maths for one instance. Raises ValueError for an argument that is no number."""
+        """Return the maths for one instance, whose arguments have been checked."""
         memory = float(min(gpu["memory_gib"] for gpu in case.gpus))
         return _memory.fit(
             shape, self.setting(case, arguments, shape), memory, self.version, self.stored_bytes(case.source)
@@ -151,7 +148,9 @@ class Judge:
 
     def setting(self, case: Case, arguments: Arguments, shape: Shape) -> Setting:
         gpu = case.smallest or {"memory_gib": 0, "name": ""}
-        return _memory.setting_of({**default_batch(gpu), **arguments.values}, shape, max(1, len(case.gpus)))
+        said = {key: value for key, value in arguments.values.items() if value is not None}
+        setting = _memory.setting_of({**default_batch(gpu), **said}, shape, max(1, len(case.gpus)))
+        return replace(setting, hopper=_profiles.capability(gpu.get("compute_capability"))[0] == 9)
 
     # --- what would fit --------------------------------------------------------------------------------------
 
@@ -221,7 +220,7 @@ class Judge:
         config = read["config"]
         if known.config and isinstance(_shape_of(config), str):
             # Some files of the hub leave out what transformers has as a default.
-            config = {**known.config, **{key: config[key] for key in config if "quantization" in key}}
+            config = {**known.config, **{key: config[key] for key in config if "quantization" in str(key)}}
         return Numbers(config, read.get("weights_bytes"), read["source"])
 
     def _known(self, source: str) -> Numbers:
@@ -315,8 +314,7 @@ def _figures(fit: Fit, case: Case) -> dict[str, Any]:
     }
 
 
-def _reason(fit: Fit, arguments: Arguments) -> str:
-    utilization = arguments.values.get("gpu-memory-utilization", 0.92)
+def _reason(fit: Fit, utilization: float) -> str:
     graphs = f", CUDA graphs {fit.graphs_gib:.2f}" if fit.graphs_gib else ""
     left = f"{fit.kv_gib:.2f} GiB" if fit.kv_gib > 0 else f"nothing ({fit.kv_gib:.2f} GiB)"
     return (

@@ -59,6 +59,7 @@ class Setting:
     dtype_bytes: int = 2
     graphs: bool = True
     kv_cache_bytes: int = 0
+    hopper: bool = True
     offload_gib: float = 0.0
 
 
@@ -189,9 +190,13 @@ def weights_gib(shape: Shape, setting: Setting, stored_bytes: int | None = None)
     def stored(kind: TensorKind) -> float:
         return shape.storage.bytes_of(kind, shape.dtype_bytes) if shape.storage else shape.dtype_bytes
 
+    padding = _mxfp4_padding(shape, setting)
     divided = {"kv": min(setting.tensor_parallel, shape.kv_heads), "whole": 1, "latent": 1}
     on_gpu = sum(
-        tensor.parameters * loaded(tensor.kind) / divided.get(tensor.kind, setting.tensor_parallel)
+        tensor.parameters
+        * loaded(tensor.kind)
+        / divided.get(tensor.kind, setting.tensor_parallel)
+        * (padding if tensor.kind == "expert" else 1.0)
         for tensor in shape.tensors
     )
     if shape.latent_dim and loaded("linear") < plain:
@@ -202,6 +207,15 @@ def weights_gib(shape: Shape, setting: Setting, stored_bytes: int | None = None)
     if stored_bytes:
         correction = stored_bytes / sum(tensor.parameters * stored(tensor.kind) for tensor in shape.tensors)
     return on_gpu * correction / GIB
+
+
+def _mxfp4_padding(shape: Shape, setting: Setting) -> float:
+    """Return by how much the experts' kernels make MXFP4 experts larger: they want whole tiles."""
+    if shape.storage is None or shape.storage.method != "mxfp4":
+        return 1.0
+    inner, outer = shape.expert_mlp / setting.tensor_parallel, shape.hidden_size
+    tiles = ((inner, 64), (outer, 1)) if setting.hopper else ((inner, 128), (outer, 256))
+    return math.prod(math.ceil(size / tile) * tile / size for size, tile in tiles)
 
 
 def activation_gib(shape: Shape, setting: Setting, version: tuple[int, ...], *, cold: bool = True) -> float:

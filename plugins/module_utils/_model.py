@@ -11,6 +11,8 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal
 
+from ._wanted import shown
+
 AttentionKind = Literal["full", "sliding", "chunked", "mla", "linear"]
 #: How a tensor behaves: which ones a quantisation touches, and how tensor parallelism divides them.
 #: ``latent`` is a linear that every GPU holds whole (MLA's down-projections).
@@ -29,6 +31,8 @@ EXPERT_COUNTS = ("num_local_experts", "n_routed_experts", "num_experts", "moe_nu
 #: Rope scalings whose factor is in max_position_embeddings already.
 UNSTRETCHED_ROPES = (None, "default", "llama3", "longrope", "su", "mrope", "proportional")
 #: Bytes of a number by the name that configs and vLLM use.
+#: More than any model has. A config may be anybody's: what it says decides how much is computed here.
+MOST_LAYERS, MOST_OF_ANYTHING = 10_000, 2**40
 DTYPE_BYTES = {"float32": 4, "float": 4, "float16": 2, "half": 2, "bfloat16": 2}
 
 
@@ -116,7 +120,7 @@ def text_config(config: Mapping[str, Any]) -> Mapping[str, Any]:
     inner = next((config[key] for key in ("text_config", "llm_config") if isinstance(config.get(key), Mapping)), None)
     if inner is None:
         return config
-    outer = {key: value for key, value in config.items() if not isinstance(value, Mapping) or "quant" in key}
+    outer = {key: value for key, value in config.items() if not isinstance(value, Mapping) or "quant" in str(key)}
     return {**outer, **inner}
 
 
@@ -130,11 +134,16 @@ def quantization_config(config: Mapping[str, Any]) -> Mapping[str, Any]:
 def shape(config: Mapping[str, Any]) -> Shape:
     """Return the shape that a ``config.json`` describes. Raises `UnknownShapeError` where it does not say enough."""
     try:
-        return _Reader(text_config(config), config).shape()
-    except (TypeError, ValueError, LookupError, ArithmeticError) as error:
+        found = _Reader(text_config(config), config).shape()
+    except (TypeError, ValueError, LookupError, ArithmeticError, AttributeError) as error:
         if isinstance(error, UnknownShapeError):
             raise
         raise UnknownShapeError(f"its config.json has numbers that make no sense ({error})") from None
+    kept = (found.storage.linear, found.storage.expert) if found.storage else ()
+    counted = (found.max_position, *(tensor.parameters for tensor in found.tensors))
+    if not all(0 < size <= 4 for size in kept) or not all(0 <= one <= MOST_OF_ANYTHING for one in counted):
+        raise UnknownShapeError("its config.json has numbers that make no sense")
+    return found
 
 
 class _Reader:
@@ -144,7 +153,7 @@ class _Reader:
         self.config = config
         self.whole = whole
         self.hidden = self.number("hidden_size")
-        self.layer_count = self.number("num_hidden_layers")
+        self.layer_count = self.number("num_hidden_layers", most=MOST_LAYERS)
         self.heads = self.number("num_attention_heads")
         self.kv_heads = self.number("num_key_value_heads", self.heads)
         self.head_dim = self.number("head_dim", self.hidden // self.heads)
@@ -152,14 +161,13 @@ class _Reader:
         self.mla = bool(config.get("kv_lora_rank"))
         self.model_type = str(config.get("model_type") or whole.get("model_type") or "unknown")
 
-    def number(self, key: str, default: int | None = None) -> int:
+    def number(self, key: str, default: int | None = None, most: int = MOST_OF_ANYTHING) -> int:
         """Return a positive whole number of the config."""
         value = self.config.get(key)
-        if value is None and default is not None:
-            return default
-        if isinstance(value, bool) or not isinstance(value, int) or value < 1:
+        value = default if value is None else value
+        if isinstance(value, bool) or not isinstance(value, int) or not 1 <= value <= most:
             raise UnknownShapeError(
-                f"its config.json has no {key}" if value is None else f"its config.json has {key} {value!r}"
+                f"its config.json has no {key}" if value is None else f"its config.json has {key} {shown(value)}"
             )
         return value
 
@@ -312,9 +320,15 @@ class _Reader:
             return [Tensor("mlp", count * 3 * hidden * self.dense_size(), "linear")]
         return [
             Tensor("experts", count * self.experts * 3 * hidden * self.expert_size(), "expert"),
-            Tensor("shared experts", count * 3 * hidden * self.shared_size(), "linear"),
+            Tensor("shared experts", count * 3 * hidden * self.shared_size(), self.shared_kind()),
             Tensor("router", count * hidden * self.experts, "whole"),
         ]
+
+    def shared_kind(self) -> TensorKind:
+        """Return how shared experts are stored: as the routed ones where a checkpoint leaves the attention alone and does not name them."""
+        section = quantization_config(self.whole)
+        named = any("shared_expert" in str(entry) for entry in section.get("ignore") or ())
+        return "expert" if section.get("quant_method") == "compressed-tensors" and not named else "linear"
 
     def extra_parameters(self) -> int:
         """Return what is no language model: given as a number, else a vision tower's layers from its own config."""
@@ -336,11 +350,13 @@ class _Reader:
         return key, heads * self.number("linear_value_head_dim"), heads
 
     def state_bytes(self) -> int:
-        """Return the bytes of one linear layer's state for one sequence (all heads, 16 bit)."""
+        """Return the bytes of one linear layer's state for one sequence (all heads)."""
         key, value, heads = self.linear_dims()
         kernel = self.number("linear_conv_kernel_dim", 4)
         recurrent = heads * self.number("linear_key_head_dim") * self.number("linear_value_head_dim")
-        return 2 * ((2 * key + value) * (kernel - 1) + recurrent)
+        # vLLM follows the config for these models only.
+        asked = self.config.get("mamba_ssm_dtype") if self.model_type.startswith("qwen3_5") else None
+        return 2 * (2 * key + value) * (kernel - 1) + DTYPE_BYTES.get(str(asked), 2) * recurrent
 
     def max_position(self) -> int:
         """Return the most tokens the model takes, as vLLM derives it from the rope scaling; 0 where unknown."""

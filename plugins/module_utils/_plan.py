@@ -15,11 +15,14 @@ from typing import Any
 from . import _fit, _profiles
 from ._profiles import Findings
 from ._wanted import (
+    PORTS,
     argument_problems,
     check_across,
     checked_models,
     environment_problems,
     folder_of,
+    is_number,
+    is_whole,
     replicas,
     report,
     served_names,
@@ -27,6 +30,8 @@ from ._wanted import (
 )
 
 ADDRESS = "127.0.0.1"
+#: More than any checkpoint has.
+MOST_WEIGHTS_GB = 1_000_000
 
 
 @dataclass(frozen=True)
@@ -103,17 +108,29 @@ def known_model_problems(known: object) -> list[str]:
     """Return what is wrong with ``vllm_plan_known_models``, one sentence each."""
     if not isinstance(known, Mapping):
         return [f"vllm_plan_known_models is {shown(known)}: needs a mapping of models. Correct it."]
+    return [problem for name, entry in known.items() for problem in _known_model_problems(name, entry, known)]
+
+
+def _known_model_problems(name: object, entry: object, known: Mapping[Any, Any]) -> list[str]:
+    where = f"vllm_plan_known_models[{name!r}]"
+    if not isinstance(name, str):
+        return [f"vllm_plan_known_models has the key {shown(name)}: needs the hub's id or a path. Correct it."]
+    if not isinstance(entry, Mapping) or not isinstance(entry.get("config", {}), Mapping):
+        return [f"{where} is no mapping with a config: needs the keys of a config.json below config. Correct it."]
     found = []
-    for name, entry in known.items():
-        where = f"vllm_plan_known_models[{name!r}]"
-        if not isinstance(entry, Mapping) or not isinstance(entry.get("config", {}), Mapping):
-            found.append(
-                f"{where} is no mapping with a config: needs the keys of a config.json below config. Correct it."
-            )
-        elif "base" in entry and entry["base"] not in known:
-            found.append(f"{where}.base is {shown(entry['base'])}: needs another known model. Correct it.")
-        elif "base" not in entry and not entry.get("config"):
-            found.append(f"{where} has neither config nor base: needs one. Paste the model's config.json as config.")
+    base, size = entry.get("base"), entry.get("weights_gb")
+    if "base" in entry and (not isinstance(base, str) or base not in known):
+        found.append(f"{where}.base is {shown(base)}: needs another known model. Correct it.")
+    elif isinstance(known.get(base), Mapping) and "base" in known[base]:
+        found.append(
+            f"{where}.base is {shown(base)}, which has a base itself: needs a model that has none. Correct it."
+        )
+    elif "base" not in entry and not entry.get("config"):
+        found.append(f"{where} has neither config nor base: needs one. Paste the model's config.json as config.")
+    if size is not None and not (is_number(size) and 0 < size < MOST_WEIGHTS_GB):
+        found.append(
+            f"{where}.weights_gb is {shown(size)}: needs the size on disk in 10^9 bytes. Correct or remove it."
+        )
     return found
 
 
@@ -121,10 +138,11 @@ def _check_host(host: Host, plan: Plan) -> None:
     plan.problems += argument_problems("vllm_default_engine_args", host.engine_args)
     plan.problems += environment_problems("vllm_default_env", host.env)
     for name, profile in host.profiles.items():
-        where = f"vllm_plan_profiles.{name}"
-        for part in ("engine_args", "unquantized_engine_args"):
-            plan.problems += argument_problems(f"{where}.{part}", profile.get(part, {}))
-        plan.problems += environment_problems(f"{where}.env", profile.get("env", {}))
+        plan.problems += _profiles.profile_problems(name, profile)
+    if not is_whole(host.first_port, PORTS):
+        plan.problems.append(
+            f"vllm_plan_first_port is {shown(host.first_port)}: needs a whole number from 1024 to 65535. Correct it."
+        )
     floor = host.rules.get("security_floor", {})
     version = _profiles.version_tuple(host.vllm_version)
     if len(version) < 2:
@@ -143,17 +161,18 @@ def _instance(model: Mapping[str, Any], replica: int, host: Host, plan: Plan) ->
     """Return an instance without GPUs, port and arguments yet; refuse a profile or a GPU that is not there."""
     profile_name = model.get("profile") or host.gpu_profile
     missing = sorted(set(model.get("gpus") or ()) - {gpu["index"] for gpu in host.gpus})
-    profile = host.profiles.get(profile_name, {})
+    known = host.profiles.get(profile_name) if isinstance(profile_name, str) else None
+    profile = known or {}
     if missing:
         report(plan.problems, _no_such_gpu(model, missing[0], host))
     elif profile_name == "auto":
         if not host.gpus:
             report(plan.problems, _no_profile(host, ()))
-    elif profile_name not in host.profiles:
-        known = ", ".join(sorted(host.profiles))
+    elif known is None:
+        names = ", ".join(sorted(host.profiles))
         report(
             plan.problems,
-            f"vllm_gpu_profile is {shown(profile_name)} for '{model['name']}': needs auto or one of {known}. Correct it.",
+            f"vllm_gpu_profile is {shown(profile_name)} for '{model['name']}': needs auto or one of {names}. Correct it.",
         )
     if profile.get("device") == "cpu" and (model.get("gpus") or model.get("tensor_parallel", 1) > 1):
         report(
@@ -224,11 +243,10 @@ def _check_profile(
 ) -> None:
     for gpu in gpus:
         if not _profiles.runs(gpu, profile):
-            needs = profile["requires"]
             report(
                 problems,
-                f"the profile '{instance['profile']}' of '{instance['model_name']}' needs compute capability {needs['compute_capability']} and "
-                f"{needs.get('memory_gib', 0)} GiB: GPU {gpu['index']} of {host.name} is a {gpu['name']} with "
+                f"the profile '{instance['profile']}' of '{instance['model_name']}' needs {_profiles.needs(profile)}: GPU {gpu['index']} "
+                f"of {host.name} is a {gpu['name']} with "
                 f"{gpu['compute_capability'] or 'an unknown one'} and {gpu['memory_gib']} GiB. Choose another profile, or auto.",
             )
         if gpu.get("mig"):
@@ -243,8 +261,9 @@ def _check_shared_gpus(instances: Sequence[Mapping[str, Any]], plan: Plan) -> No
     """Refuse instances that together take more of a GPU than there is: each takes its utilization of the whole."""
     users: dict[int, list[tuple[str, float]]] = {}
     for instance in instances:
-        taken = instance["engine_args"].get("gpu-memory-utilization", 0.92)
-        if isinstance(taken, (int, float)):
+        given = instance["engine_args"].get("gpu-memory-utilization")
+        taken = _profiles.DEFAULT_UTILIZATION if given is None else given
+        if _profiles.is_utilization(taken):
             for gpu in instance["gpus"]:
                 users.setdefault(gpu, []).append((instance["name"], taken))
     for gpu, shares in sorted(users.items()):
@@ -378,9 +397,12 @@ def _assign_ports(
     leaving = {one.get("port") for one in host.assigned}
     for instance in instances:
         if not instance["port"]:
-            instance["port"] = next(
-                port for port in range(host.first_port, 65536) if port not in taken and port not in leaving
-            )
+            free = (port for port in range(host.first_port, PORTS.stop) if port not in taken and port not in leaving)
+            instance["port"] = next(free, 0)
+            if not instance["port"]:
+                problems.append(
+                    f"vllm_plan_first_port is {host.first_port}: needs a free port for '{instance['name']}' from there to 65535. Lower it."
+                )
             taken[instance["port"]] = instance["name"]
 
 

@@ -11,7 +11,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from ._model import Shape
-from ._wanted import normalised, shown
+from ._wanted import argument_problems, environment_problems, is_number, normalised, shown
 
 #: What people write for a dtype that vLLM has not, and what they mean.
 WRONG_DTYPES = {
@@ -20,6 +20,14 @@ WRONG_DTYPES = {
     "bf16": "it is called bfloat16",
     "fp32": "it is called float32",
 }
+#: What vLLM takes of a GPU where nobody says.
+DEFAULT_UTILIZATION = 0.92
+PROFILE_KEYS = ("device", "requires", "requires_quantization", "auto", "engine_args", "unquantized_engine_args", "env")
+TEXTS = ("dtype", "quantization", "kv-cache-dtype")
+#: Options that vLLM also reads as 16k (thousands) or 16K (1024).
+COUNTS = ("max-model-len", "max-num-seqs", "max-num-batched-tokens", "kv-cache-memory-bytes")
+COUNT = re.compile(r"(\d{1,15})|(\d{1,6}(?:\.\d{1,6})?)([kmgKMG])")
+FACTORS = {"k": 10**3, "m": 10**6, "g": 10**9, "K": 2**10, "M": 2**20, "G": 2**30}
 
 
 @dataclass
@@ -79,8 +87,9 @@ def auto(gpus: Sequence[Mapping[str, Any]], profiles: Mapping[str, Mapping[str, 
     if len(named) == 1 and (name := named.pop()) in profiles and all(runs(gpu, profiles[str(name)]) for gpu in gpus):
         return str(name)
     fitting = [
-        (capability(profile["requires"]["compute_capability"]), profile["requires"].get("memory_gib", 0), name)
+        (capability(asked.get("compute_capability")), asked.get("memory_gib", 0), name)
         for name, profile in profiles.items()
+        for asked in [profile.get("requires", {})]
         if profile.get("device", "cuda") == "cuda"
         and profile.get("auto", True)
         and gpus
@@ -94,7 +103,55 @@ def runs(gpu: Mapping[str, Any], profile: Mapping[str, Any]) -> bool:
     requires = profile.get("requires", {})
     # What a GPU shows moves by a percent with driver and ECC; a profile must not.
     enough = float(gpu["memory_gib"]) >= 0.98 * requires.get("memory_gib", 0)
-    return enough and capability(gpu["compute_capability"]) >= capability(requires.get("compute_capability", "0.0"))
+    return enough and capability(gpu["compute_capability"]) >= capability(requires.get("compute_capability"))
+
+
+def needs(profile: Mapping[str, Any]) -> str:
+    """Return what a profile requires, in words."""
+    requires = profile.get("requires", {})
+    units = {"compute_capability": "compute capability {}", "memory_gib": "{} GiB"}
+    return " and ".join(text.format(requires[key]) for key, text in units.items() if key in requires)
+
+
+def profile_problems(name: object, profile: object) -> list[str]:
+    """Return what is wrong with a profile, one sentence each."""
+    where = f"vllm_plan_profiles.{name}"
+    if not isinstance(name, str):
+        return [f"vllm_plan_profiles has the key {shown(name)}: needs a name. Rename it, for example own_fp8."]
+    if not isinstance(profile, Mapping):
+        return [f"{where} is {shown(profile)}: needs a mapping with device, requires and engine_args. Rewrite it."]
+    found = []
+    if unknown := sorted(str(key) for key in profile if key not in PROFILE_KEYS):
+        found.append(
+            f"{where} has the key {unknown[0]!r}: needs one of {', '.join(PROFILE_KEYS)}. Correct or remove it."
+        )
+    if profile.get("device", "cuda") not in ("cuda", "cpu"):
+        found.append(f"{where}.device is {shown(profile['device'])}: needs cuda or cpu. Correct it.")
+    if not isinstance(profile.get("auto", True), bool):
+        found.append(f"{where}.auto is {shown(profile['auto'])}: needs true or false. Correct it.")
+    methods = profile.get("requires_quantization", [])
+    if not isinstance(methods, list) or not all(isinstance(method, str) for method in methods):
+        found.append(f"{where}.requires_quantization is {shown(methods)}: needs a list, for example [awq]. Correct it.")
+    found += _requires_problems(f"{where}.requires", profile.get("requires", {}))
+    for part in ("engine_args", "unquantized_engine_args"):
+        found += argument_problems(f"{where}.{part}", profile.get(part, {}))
+    return found + environment_problems(f"{where}.env", profile.get("env", {}))
+
+
+def _requires_problems(where: str, requires: object) -> list[str]:
+    if not isinstance(requires, Mapping) or not set(requires) <= {"compute_capability", "memory_gib"}:
+        return [
+            f'{where} is {shown(requires)}: needs a mapping, for example {{compute_capability: "9.0", memory_gib: 79}}. Correct it.'
+        ]
+    found = []
+    if "compute_capability" in requires and capability(requires["compute_capability"]) == (0, 0):
+        found.append(
+            f'{where}.compute_capability is {shown(requires["compute_capability"])}: needs one such as "9.0". Correct it.'
+        )
+    memory = requires.get("memory_gib", 0)
+    if not is_number(memory) or not 0 <= memory < 1_000_000:
+        found.append(f"{where}.memory_gib is {shown(memory)}: needs the GiB that CUDA sees, such as 79. Correct it.")
+    return found
 
 
 # --- which arguments -----------------------------------------------------------------------------------------
@@ -141,23 +198,52 @@ def fit_model(
 
 
 def check_values(arguments: Arguments, name: str, findings: Findings) -> None:
-    """Refuse values that vLLM's parser would refuse after the installation, and warn of those that fail at the first request."""
-    dtype = str(arguments.values.get("dtype", "auto"))
-    if dtype in WRONG_DTYPES:
-        findings.problems.append(
-            f"engine_args.dtype of '{name}' is '{dtype}': vLLM has no such dtype; {WRONG_DTYPES[dtype]}. Correct it."
-        )
-    value = arguments.values.get("gpu-memory-utilization", 0.9)
-    utilization = value if isinstance(value, (int, float)) and not isinstance(value, bool) else 0
-    if not 0 < utilization <= 1:
-        findings.problems.append(
-            f"engine_args.gpu-memory-utilization of '{name}' is {shown(value)}: needs a number above 0, up to 1. Correct it, for example 0.9."
-        )
-    elif utilization > 0.96:
-        findings.warnings.append(
-            f"engine_args.gpu-memory-utilization of '{name}' is {utilization}: the CUDA context (0.6 to 1 GiB) comes on top of it. "
-            "Keep it at 0.96 or below."
-        )
+    """Refuse values that vLLM's parser would refuse after the installation, and warn of those that fail at the first request.
+
+    Numbers are written out: 16k becomes 16000. An option that is null is left to vLLM.
+    """
+    for key, value in arguments.values.items():
+        where = f"engine_args.{key} of '{name}' is {shown(value)}"
+        if value is None:
+            continue
+        if need := _need(key, value):
+            findings.problems.append(f"{where}: {need}")
+        elif key in COUNTS:
+            arguments.values[key] = _count(value) or value
+        elif key == "gpu-memory-utilization" and value > 0.96:
+            findings.warnings.append(
+                f"{where}: the CUDA context (0.6 to 1 GiB) comes on top of it. Keep it at 0.96 or below."
+            )
+
+
+def _need(key: str, value: object) -> str:
+    """Return what an option needs in place of this value and what to do, "" where it is one."""
+    if key in TEXTS and not isinstance(value, str):
+        return "needs text. Correct or remove it."
+    if key == "dtype" and value in WRONG_DTYPES:
+        return f"vLLM has no such dtype; {WRONG_DTYPES[str(value)]}. Correct it."
+    if key == "gpu-memory-utilization" and not is_utilization(value):
+        return "needs a number above 0, up to 1. Correct it, for example 0.9."
+    if key == "cpu-offload-gb" and not (is_number(value) and 0 <= value < 1_000_000):  # type: ignore[operator]
+        return "needs a number from 0. Correct it."
+    if key == "max-model-len" and value in ("auto", -1):
+        return ""
+    if key in COUNTS and not _count(value):
+        return f"needs a whole number from 1{', or auto' if key == 'max-model-len' else ''}. Correct it."
+    return ""
+
+
+def is_utilization(value: object) -> bool:
+    """Whether it is a part of a GPU's memory: above 0, up to 1."""
+    return is_number(value) and 0 < value <= 1  # type: ignore[operator]
+
+
+def _count(value: object) -> int | None:
+    """Return a whole number as vLLM reads it, or None for anything else."""
+    found = COUNT.fullmatch(str(value)) if isinstance(value, (int, str)) and not isinstance(value, bool) else None
+    if not found:
+        return None
+    return int(found[1] or float(found[2]) * FACTORS[found[3]])
 
 
 def _fit_dtype(

@@ -15,7 +15,10 @@ ARGUMENT = re.compile(r"^[a-z][a-z0-9]*(-[a-z0-9]+)*(\.[A-Za-z0-9_.-]+)?\Z")
 ENVIRONMENT = re.compile(r"^[A-Z_][A-Z0-9_]*\Z")
 #: An id of the hub, `owner/name`; it becomes a path below the weights directory and a URL, so nothing in it may lead elsewhere.
 HUB_ID = re.compile(r"^[A-Za-z0-9][A-Za-z0-9._-]{0,95}/[A-Za-z0-9][A-Za-z0-9._-]{0,95}\Z")
+REVISION = re.compile(r"^[A-Za-z0-9_][A-Za-z0-9._/-]{0,254}\Z")
 PORTS = range(1024, 65536)
+#: GPUs, and instances of one model, that a host may have: more is a slip, and each costs memory here.
+MOST = 64
 
 MODEL_KEYS = (
     "name", "model", "revision", "served_as", "replicas", "gpus", "tensor_parallel", "profile",
@@ -98,10 +101,19 @@ def _model_problems(where: str, model: Mapping[str, Any]) -> list[str]:
     if model.get("state", "present") != "present":
         found.append(f"{where}.state is {shown(model['state'])}: needs present or absent. Correct it.")
     for key in ("replicas", "tensor_parallel"):
-        if key in model and not _positive(model[key]):
-            found.append(f"{where}.{key} is {shown(model[key])}: needs a whole number from 1. Correct it.")
-    if "port" in model and (not _positive(model["port"]) or model["port"] not in PORTS):
+        if key in model and not is_whole(model[key], range(1, MOST + 1)):
+            found.append(f"{where}.{key} is {shown(model[key])}: needs a whole number from 1 to {MOST}. Correct it.")
+    if "port" in model and not is_whole(model["port"], PORTS):
         found.append(f"{where}.port is {shown(model['port'])}: needs a whole number from 1024 to 65535. Correct it.")
+    elif not found and "port" in model and model["port"] + replicas(model) - 1 not in PORTS:
+        found.append(
+            f"{where}.port is {model['port']}: needs room up to 65535 for {replicas(model)} replicas. Lower it."
+        )
+    revision = model.get("revision")
+    if revision is not None and not (isinstance(revision, str) and REVISION.match(revision) and ".." not in revision):
+        found.append(
+            f"{where}.revision is {shown(revision)}: needs a branch, tag or commit of the hub, in quotes. Correct or remove it."
+        )
     if "default" in model and not isinstance(model["default"], bool):
         found.append(f"{where}.default is {shown(model['default'])}: needs true or false. Correct it.")
     found += _served_as_problems(f"{where}.served_as", model.get("served_as"))
@@ -221,13 +233,19 @@ def replicas(model: Mapping[str, Any]) -> int:
     return int(model.get("replicas", 1))
 
 
-def _positive(value: object) -> bool:
-    return isinstance(value, int) and not isinstance(value, bool) and value >= 1
+def is_whole(value: object, allowed: range) -> bool:
+    """Whether it is a whole number, no boolean, in a range."""
+    return isinstance(value, int) and not isinstance(value, bool) and value in allowed
 
 
 def report(problems: list[str], message: str) -> None:
     if message not in problems:
         problems.append(message)
+
+
+def is_number(value: object) -> bool:
+    """Whether it is a finite number, no boolean."""
+    return isinstance(value, (int, float)) and not isinstance(value, bool) and abs(value) < float("inf")
 
 
 def shown(value: object) -> str:

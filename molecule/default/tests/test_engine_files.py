@@ -57,7 +57,7 @@ def verdicts(host: Any, rendered: dict[str, bytes]) -> Iterator[tuple[int, dict[
             "cd %s && printf %%s %s | base64 -d | python3 -c %s",
             folder,
             archive({**rendered, **wrong, **judge}),
-            "import sys, tarfile; tarfile.open(fileobj=sys.stdin.buffer, mode='r|xz').extractall(filter='data')",
+            "import sys, tarfile; tarfile.open(fileobj=sys.stdin.buffer, mode='r|xz').extractall()",
         )
         # Its home is the folder and no bytecode is written: nothing is left behind.
         run = host.run(

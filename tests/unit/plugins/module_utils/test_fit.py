@@ -7,8 +7,10 @@ from typing import Any
 
 import pytest
 import yaml
-from ansible_collections.gpuops.vllm.plugins.module_utils import _gpus
+from ansible_collections.gpuops.vllm.plugins.module_utils import _fit, _gpus
 from ansible_collections.gpuops.vllm.plugins.module_utils._plan import Host, Plan, make_plan
+from ansible_collections.gpuops.vllm.plugins.module_utils._report import FIGURES
+from ansible_collections.gpuops.vllm.plugins.module_utils._wanted import shown
 
 DATA: dict[str, Any] = {}
 for file in (Path(__file__).parents[4] / "roles/vllm_plan/vars/main").glob("*.yml"):
@@ -63,20 +65,122 @@ def test_the_guides_example_is_refused_and_its_first_way_out_is_the_measured_one
     assert first["change"] == {"engine_args": {"kv-cache-dtype": "fp8", "gpu-memory-utilization": utilization}}
 
 
-def test_each_way_out_does_what_it_says() -> None:
-    ways = plan(LLAMA_FP8, host("h100-sxm-80gb"), engine_args=GUIDE).instances[0]["fit"]["suggestions"]
-    kinds = []
+@pytest.mark.parametrize(("model", "kind"), [(LLAMA_FP8, "h100-sxm-80gb"), (LLAMA, "a100-sxm-80gb"), (LLAMA, "l40s-48gb")])  # fmt: skip
+def test_each_way_out_does_what_it_says(model: str, kind: str) -> None:
+    ways = plan(model, host(kind), engine_args=GUIDE).instances[0]["fit"]["suggestions"]
+    assert {"gpu", "tensor_parallel"} <= {key for way in ways for key in way["change"]}
     for way in ways:
         change = dict(way["change"])
-        kinds.append(sorted(change))
-        gpus = [{"kind": change.pop("gpu", "h100-sxm-80gb"), "count": change.get("tensor_parallel", 1)}]
+        gpus = [{"kind": change.pop("gpu", kind), "count": change.get("tensor_parallel", 1)}]
         args = {**GUIDE, **change.pop("engine_args", {})}
-        model = change.pop("model", LLAMA_FP8)
-        instance = only(plan(model, host(*gpus), engine_args=args, **change))
+        instance = only(plan(change.pop("model", model), host(*gpus), engine_args=args, **change))
         assert instance["fit"]["kv_tokens"] == way["kv_tokens"]
         assert instance["fit"]["max_concurrency"] == way["max_concurrency"] >= 1.1
-    # What was asked for is kept longest: the same model, then a smaller checkpoint, more GPUs, less context, another GPU.
-    assert kinds == [["engine_args"], ["model"], ["model"], ["tensor_parallel"], ["engine_args"], ["gpu"]]
+
+
+def test_a_misfit_without_a_way_out_says_so() -> None:
+    """No other GPU is known but one that is too old for any profile, and the own kind is none of the others."""
+    kinds = DATA["__vllm_plan_known_gpus"]
+    old = {"name": "Old", "pci_ids": ["0001"], "memory_gib": 900, "compute_capability": "6.0"}
+    huge = small(num_hidden_layers=2000, hidden_size=16384, num_attention_heads=15, head_dim=64, num_key_value_heads=15)
+    where = host("l40s-48gb", known_gpus={"old": old, "l40s-48gb": kinds["l40s-48gb"]}, **huge)
+    (misfit,) = plan("a/small", where).misfits
+    assert misfit.endswith("\n  No change of one host that the plan knows would make it fit. Take a smaller model.")
+    assert "leave nothing (-" in misfit
+
+
+def test_the_own_kind_of_gpu_is_no_other_gpu() -> None:
+    kinds = {"h100-sxm-80gb": DATA["__vllm_plan_known_gpus"]["h100-sxm-80gb"]}
+    ways = plan(LLAMA, host("h100-sxm-80gb", known_gpus=kinds)).instances[0]["fit"]["suggestions"]
+    assert [one["change"] for one in ways if "gpu" in one["change"]] == []
+    assert any("tensor_parallel" in one["change"] for one in ways)
+
+
+@pytest.mark.parametrize(("free", "said"), [(2, "tensor_parallel: 2 ("), (1, "tensor_parallel: 2 (the host has 1) (")])
+def test_more_gpus_than_are_free_are_named_as_such(free: int, said: str) -> None:
+    where = host({"kind": "h100-sxm-80gb", "count": 2})
+    models = [{"name": "llama", "model": LLAMA, "gpus": [0]}]
+    models += [{"name": "other", "model": "Qwen/Qwen3-8B", "gpus": [1]}] if free == 1 else []
+    assert said in make_plan(models, where).misfits[0]
+
+
+def test_the_report_has_every_figure_of_what_was_checked() -> None:
+    fit = only(plan("Qwen/Qwen3-8B", host("h100-sxm-80gb")))["fit"]
+    assert set(fit) == {*FIGURES, "gpu", "gpu_kind", "verdict", "numbers", "reasons", "suggestions"}
+    assert (fit["gpu"], fit["gpu_kind"], fit["gpu_gib"]) == ("NVIDIA H100 80GB HBM3", "h100-sxm-80gb", 79.1)
+    assert fit["budget_gib"] == pytest.approx(0.9 * fit["gpu_gib"], abs=0.01)
+    parts = ("weights_gib", "activation_gib", "non_torch_gib", "cuda_graphs_gib", "kv_gib")
+    assert sum(fit[part] for part in parts) == pytest.approx(fit["budget_gib"], abs=0.05)
+    assert fit["max_concurrency"] == pytest.approx(fit["kv_tokens"] / fit["max_model_len"], abs=0.01)
+
+
+def test_a_profile_for_the_cpu_is_not_checked() -> None:
+    fit = only(plan("Qwen/Qwen3-8B", host(gpu_profile="cpu")))["fit"]
+    assert (fit["verdict"], fit["reasons"]) == ("not checked", ["the profile cpu uses no GPU"])
+    assert only(plan("nobody/knows", host(gpu_profile="cpu")))["fit"]["reasons"] == []
+
+
+@pytest.mark.parametrize(
+    ("name", "memory_gib", "tokens", "requests"),
+    [
+        ("NVIDIA B200", 160, 16384, 1024),
+        ("NVIDIA H100", 159.9, 8192, 1024),
+        ("NVIDIA H100", 70, 8192, 1024),
+        ("NVIDIA A100-SXM4-80GB", 79, 2048, 256),
+        ("NVIDIA L4", 69.9, 2048, 256),
+    ],
+)
+def test_what_vllm_batches_where_nobody_says(name: str, memory_gib: float, tokens: int, requests: int) -> None:
+    expected = {"max-num-batched-tokens": tokens, "max-num-seqs": requests}
+    assert _fit.default_batch({"name": name, "memory_gib": memory_gib}) == expected
+
+
+def test_an_option_that_is_null_is_left_to_vllm() -> None:
+    null = dict.fromkeys(("max-num-seqs", "max-num-batched-tokens", "gpu-memory-utilization", "quantization", "dtype"))
+    found = only(plan("Qwen/Qwen3-8B", host("h100-sxm-80gb"), engine_args=null))
+    said = {"max-num-seqs": 1024, "max-num-batched-tokens": 8192, "gpu-memory-utilization": 0.92, "dtype": "auto"}
+    bare = {"own": {"engine_args": {"max-model-len": 16384, **said}}}
+    assert found["fit"] == only(plan("Qwen/Qwen3-8B", host("h100-sxm-80gb", profiles=bare, gpu_profile="own")))["fit"]
+
+
+@pytest.mark.parametrize(
+    ("written", "read"), [("16k", 16000), ("16K", 16384), ("1.5k", 1500), ("4096", 4096), ("auto", "auto"), (-1, -1)]
+)
+def test_a_number_with_a_unit_is_written_out(written: Any, read: Any) -> None:
+    found = only(plan("Qwen/Qwen3-8B", host("h100-sxm-80gb"), engine_args={"max-model-len": written}))
+    assert found["engine_args"]["max-model-len"] == read
+    assert found["engine_args_from"]["max-model-len"] == "vllm_models: llama"
+
+
+def test_a_context_with_a_unit_is_held_to_what_the_model_takes() -> None:
+    found = plan("Qwen/Qwen3-8B", host("h100-sxm-80gb"), engine_args={"max-model-len": "200k"})
+    assert found.problems == [
+        "engine_args.max-model-len of 'llama' is 200000: the model takes 40960 tokens at most. Lower it."
+    ]
+
+
+@pytest.mark.parametrize(("utilization", "warned"), [(0.96, False), (0.97, True), (1, True)])
+def test_a_utilization_that_leaves_no_room_for_the_context_is_told(utilization: float, warned: bool) -> None:
+    found = plan("Qwen/Qwen3-8B", host("h100-sxm-80gb"), engine_args={"gpu-memory-utilization": utilization})
+    message = (
+        f"engine_args.gpu-memory-utilization of 'llama' is {utilization}: the CUDA context (0.6 to 1 GiB) comes on top of it. "
+        "Keep it at 0.96 or below."
+    )
+    assert found.warnings == ([message] if warned else [])
+
+
+def test_the_layers_of_arguments_lie_over_one_another() -> None:
+    own = {"engine_args": {"b": 1, "c": 1, "d": 1, "e": 1}, "unquantized_engine_args": {"c": 2, "d": 2, "e": 2}}
+    where = host(
+        "h100-sxm-80gb",
+        profiles={"own": own},
+        gpu_profile="own",
+        base_engine_args=dict.fromkeys("abcde", 0),
+        engine_args={"d": 3, "e": 3},
+    )
+    whole = only(plan("nobody/knows", where, engine_args={"e": 4}))
+    assert whole["engine_args"] == {"a": 0, "b": 1, "c": 2, "d": 3, "e": 4}
+    assert only(plan("Qwen/Qwen3-32B-FP8", where))["engine_args"] == {"a": 0, "b": 1, "c": 1, "d": 3, "e": 3}
 
 
 def test_an_fp8_cache_alone_is_offered_where_it_will_do() -> None:
@@ -142,6 +246,32 @@ def test_a_gpu_of_the_users_is_planned_from_the_inventory_alone() -> None:
     }
     found, _problems = _gpus.declared(["own"], gpus)
     assert only(plan("Qwen/Qwen3-8B", host(known_gpus=gpus, gpus=found)))["profile"] == "ada_fp8"
+
+
+def test_why_a_config_that_was_read_cannot_be_counted_is_told() -> None:
+    read = {"someone/something": {"config": {"model_type": "x"}, "weights_bytes": None, "source": "the hub"}}
+    fit = only(plan("someone/something", host("h100-sxm-80gb", numbers=read)))["fit"]
+    assert fit["reasons"] == ["unknown: not checked, since its config.json has no hidden_size"]
+
+
+def test_a_size_on_disk_that_the_user_gives_counts() -> None:
+    models = small()["known_models"]
+    weights = [
+        only(plan("a/small", host("l4-24gb", known_models={"a/small": {**models["a/small"], "weights_gb": size}})))
+        for size in (1, 4)
+    ]
+    one, four = (found["fit"]["weights_gib"] for found in weights)
+    assert four == pytest.approx(4 * one, abs=0.05)
+    assert 0.4 < one < 1
+
+
+@pytest.mark.parametrize(
+    ("sources", "word"),
+    [(("ours", "ours"), "catalogue"), (("recalled", "ours"), "catalogue, unverified"), (("ours", "recalled"), "catalogue, unverified"), ((None, None), "catalogue")],
+)  # fmt: skip
+def test_a_number_from_memory_in_the_base_counts_too(sources: tuple[str | None, str | None], word: str) -> None:
+    models = {"a/base": {"config": SMALL, "source": sources[0]}, "a/b": {"base": "a/base", "source": sources[1]}}
+    assert only(plan("a/b", host("l4-24gb", known_models=models)))["fit"]["numbers"] == word
 
 
 # --- arguments and where they come from -----------------------------------------------------------------------
@@ -239,6 +369,38 @@ def test_an_option_that_an_older_vllm_lacks_is_left_out_or_refused() -> None:
 
 # --- refused before a host is touched -------------------------------------------------------------------------
 
+NAN, HUGE = float("nan"), 10**60
+COUNTS = ("max-num-seqs", "max-num-batched-tokens", "kv-cache-memory-bytes")
+NO_COUNT: tuple[Any, ...] = (
+    0,
+    -5,
+    1.5,
+    16384.0,
+    NAN,
+    True,
+    "",
+    "x",
+    "0",
+    "1.5",
+    "\u00b2",
+    "9" * 20,
+    10**20,
+    "0.0000001k",
+    [1],
+    {},
+)
+BAD_VALUES: tuple[tuple[tuple[str, ...], tuple[Any, ...], str], ...] = (
+    (("max-model-len",), NO_COUNT, "needs a whole number from 1, or auto. Correct it."),
+    (COUNTS, (*NO_COUNT, "auto", -1), "needs a whole number from 1. Correct it."),
+    (("gpu-memory-utilization",), (0, -1, 1.01, NAN, float("inf"), True, "0.9", [], HUGE),
+     "needs a number above 0, up to 1. Correct it, for example 0.9."),
+    (("cpu-offload-gb",), (-1, NAN, 10**6, HUGE, True, "4", []), "needs a number from 0. Correct it."),
+    (("dtype", "quantization", "kv-cache-dtype"), (True, 8, ["fp8"], {}), "needs text. Correct or remove it."),
+    (("dtype",), ("fp16",), "vLLM has no such dtype; half precision is dtype: float16. Correct it."),
+    (("dtype",), ("bf16",), "vLLM has no such dtype; it is called bfloat16. Correct it."),
+    (("dtype",), ("fp32",), "vLLM has no such dtype; it is called float32. Correct it."),
+)  # fmt: skip
+
 
 @pytest.mark.parametrize(
     ("kind", "model", "changes", "message"),
@@ -250,7 +412,10 @@ def test_an_option_that_an_older_vllm_lacks_is_left_out_or_refused() -> None:
         ("h100-sxm-80gb", "Qwen/Qwen3-8B", {"engine_args": {"gpu-memory-utilization": 1.2}},
          "engine_args.gpu-memory-utilization of 'llama' is 1.2: needs a number above 0, up to 1. Correct it, for example 0.9."),
         ("h100-sxm-80gb", "Qwen/Qwen3-8B", {"engine_args": {"max-model-len": "long"}},
-         "engine_args of 'llama': max-model-len is 'long': needs a whole number. Correct it."),
+         "engine_args.max-model-len of 'llama' is 'long': needs a whole number from 1, or auto. Correct it."),
+        *(("h100-sxm-80gb", model, {"engine_args": {key: value}}, f"engine_args.{key} of 'llama' is {shown(value)}: {need}")
+          for model in ("Qwen/Qwen3-8B", "nobody/knows")
+          for keys, values, need in BAD_VALUES for key in keys for value in values),
         ("h100-sxm-80gb", "Qwen/Qwen3-8B", {"engine_args": {"pipeline-parallel-size": 2}},
          "vllm_models[0].engine_args.pipeline-parallel-size is set: the plan decides it. Remove it and use vllm_models[].tensor_parallel; pipelines are not supported."),
         ("a100-sxm-80gb", "Qwen/Qwen3-8B", {"profile": "a100_awq"},
@@ -262,14 +427,43 @@ def test_an_option_that_an_older_vllm_lacks_is_left_out_or_refused() -> None:
 def test_what_vllm_would_refuse_after_minutes_is_refused_at_once(
     kind: str, model: str, changes: dict[str, Any], message: str
 ) -> None:
-    assert plan(model, host(kind), **changes).problems == [message]
+    found = plan(model, host(kind), **changes)
+    assert found.problems == [message]
+    if found.instances and model != "nobody/knows":
+        assert (found.instances[0]["fit"]["verdict"], found.instances[0]["fit"]["reasons"]) == ("refused", [message])
 
 
-def test_tensor_parallel_must_divide_the_heads() -> None:
-    found = plan("Qwen/Qwen2.5-7B-Instruct", host({"kind": "l40s-48gb", "count": 8}), tensor_parallel=8)
-    assert found.problems == [
-        "vllm_models: 'llama' has tensor_parallel 8: it must divide the model's 28 attention heads. Take one of 1, 2, 4."
-    ]
+SMALL = {
+    "hidden_size": 512, "num_hidden_layers": 2, "num_attention_heads": 16, "num_key_value_heads": 4, "vocab_size": 1000, "intermediate_size": 1024,
+    "max_position_embeddings": 32768,
+}  # fmt: skip
+
+
+def small(**changes: Any) -> dict[str, Any]:
+    """Return catalogues with a model ``a/small``."""
+    return {"known_models": {"a/small": {"config": {**SMALL, **changes}}}}
+
+
+@pytest.mark.parametrize(
+    ("config", "width", "reason"),
+    [
+        ({}, 16, ""),
+        ({}, 8, ""),
+        ({}, 2, ""),
+        ({"num_attention_heads": 15, "head_dim": 32}, 2, "the model's 15 attention heads. Take one of 1"),
+        ({"num_attention_heads": 28, "head_dim": 32}, 8, "the model's 28 attention heads. Take one of 1, 2, 4"),
+        ({"num_key_value_heads": 6, "num_attention_heads": 24, "head_dim": 32}, 4, "the model's 6 key-value heads, or be a multiple of them. Take one of 1, 2"),
+        # MLA has no such heads.
+        ({"num_key_value_heads": 6, "kv_lora_rank": 8, "qk_nope_head_dim": 8, "qk_rope_head_dim": 8, "v_head_dim": 8}, 4, ""),
+        ({"intermediate_size": 1026}, 4, "the width of the model's MLP, 1026. Take one of 1, 2"),
+        ({"num_experts": 2, "moe_intermediate_size": 514}, 4, "the width of the model's experts, 514. Take one of 1, 2"),
+    ],
+)  # fmt: skip
+def test_tensor_parallel_must_divide_the_model(config: dict[str, Any], width: int, reason: str) -> None:
+    where = host({"kind": "l40s-48gb", "count": width}, **small(**config))
+    found = plan("a/small", where, tensor_parallel=width)
+    refused = f"vllm_models: 'llama' has tensor_parallel {width}: it must divide {reason}."
+    assert found.problems == ([refused] if reason else [])
 
 
 def test_fp8_weights_on_an_a100_are_told_to_save_memory_and_no_time() -> None:
@@ -278,6 +472,67 @@ def test_fp8_weights_on_an_a100_are_told_to_save_memory_and_no_time() -> None:
     assert found.warnings == [
         "'llama' has FP8 weights and GPU 0 (NVIDIA A100-SXM4-80GB, compute capability 8.0) has no FP8 tensor cores: vLLM unpacks them (Marlin), which saves memory, not time."
     ]
+
+
+@pytest.mark.parametrize(
+    ("kind", "model", "args", "problems", "warnings"),
+    [
+        ("a100-sxm-80gb", "Qwen/Qwen3-8B", {"quantization": "fp8"}, [],
+         ["'llama' has FP8 weights and GPU 0 (NVIDIA A100-SXM4-80GB, compute capability 8.0) has no FP8 tensor cores: vLLM unpacks them (Marlin), which saves memory, not time."]),
+        ("a100-sxm-80gb", "Qwen/Qwen3-8B", {"quantization": "gptq"}, [], []),
+        ("l4-24gb", "RedHatAI/Meta-Llama-3.1-8B-Instruct-FP8", {}, [], []),
+        ("a100-sxm-80gb", "Qwen/Qwen3-32B-AWQ", {}, [], []),
+        ("a100-sxm-80gb", "Qwen/Qwen3-8B", {"kv-cache-dtype": "fp8"}, [],
+         ["engine_args.kv-cache-dtype of 'llama' is fp8: on GPU 0 (NVIDIA A100-SXM4-80GB, compute capability 8.0) that works only where FlashInfer does. Leave it at auto if it fails."]),
+        ("l4-24gb", "Qwen/Qwen3-8B", {"kv-cache-dtype": "fp8"}, [], []),
+        # The least capability is enough, one below is not.
+        ("t4-16gb", "a/awq", {}, [], []),
+        ("t4-16gb", "a/small", {"quantization": "modelopt"},
+         ["'llama' is quantised by modelopt, which needs compute capability 8.0: GPU 0 (Tesla T4, compute capability 7.5) is older. Take another checkpoint or another GPU."], []),
+        ("t4-16gb", "a/gemma", {},
+         ["'llama' is a gemma2 model, which vLLM refuses in float16, and profile generic_fp16 says dtype float16. Take another model."], []),
+        ("t4-16gb", "a/gemma", {"dtype": "half"},
+         ["'llama' is a gemma2 model, which vLLM refuses in float16, and engine_args says dtype float16. Take another model."], []),
+        ("a100-sxm-80gb", "a/gemma", {"dtype": "float32"}, [], []),
+    ],
+)  # fmt: skip
+def test_what_a_gpu_can_do_with_a_checkpoint(
+    kind: str, model: str, args: dict[str, Any], problems: list[str], warnings: list[str]
+) -> None:
+    own = {
+        "a/small": {"config": SMALL},
+        "a/gemma": {"config": {**SMALL, "model_type": "gemma2"}},
+        "a/awq": {"config": {**SMALL, "quantization_config": {"quant_method": "awq"}}},
+    }
+    where = host(kind, known_models={**DATA["__vllm_plan_known_models"], **own})
+    args = {"max-model-len": 2048, **args}
+    found = plan(model, where, engine_args=args)
+    assert (found.problems, found.warnings) == (problems, warnings)
+
+
+def test_on_a_cpu_bfloat16_is_there() -> None:
+    gemma = small(model_type="gemma2")
+    profiles = {"own": {"device": "cpu", "engine_args": {"dtype": "float16"}}}
+    assert plan("a/small", host(gpu_profile="own", profiles=profiles, **gemma)).problems == [
+        "'llama' is a gemma2 model, which vLLM refuses in float16, and profile own says dtype float16. Set engine_args {dtype: bfloat16}, or vllm_gpu_profile: auto."
+    ]
+
+
+@pytest.mark.parametrize(
+    ("model", "takes"), [(LLAMA_FP8, "compressed-tensors"), ("Qwen/Qwen3-32B-AWQ", "awq_marlin"), ("Qwen/Qwen3-32B-FP8", "fp8")]
+)  # fmt: skip
+def test_the_name_of_a_checkpoints_own_quantisation_may_be_said(model: str, takes: str) -> None:
+    assert plan(model, host("h200-sxm-141gb"), engine_args={"quantization": takes}).problems == []
+
+
+def test_an_option_stays_where_only_another_value_of_it_is_new() -> None:
+    since = [
+        {"option": "quantization", "value": "other", "since": "9.0.0", "older": "fp8"},
+        {"option": "dtype", "since": "0.32.0"},
+        {"option": "not-there", "since": "9.0.0"},
+    ]
+    args = only(plan("Qwen/Qwen3-8B", host("h100-sxm-80gb", since=since)))["engine_args"]
+    assert (args["quantization"], args["dtype"]) == ("fp8_per_tensor", "auto")
 
 
 def test_a_version_with_known_holes_is_refused() -> None:
@@ -294,7 +549,7 @@ def test_a_version_that_is_none_is_refused(version: Any) -> None:
 
 
 def test_two_models_share_a_gpu_that_both_name_if_there_is_room() -> None:
-    def pair(first: float, second: float) -> Plan:
+    def pair(first: float | None, second: float | None) -> Plan:
         models = [
             {
                 "name": name,
@@ -309,6 +564,8 @@ def test_two_models_share_a_gpu_that_both_name_if_there_is_room() -> None:
 
     assert [one["gpus"] for one in pair(0.45, 0.5).instances] == [[0], [0]]
     assert pair(0.45, 0.5).problems == []
+    # What vLLM takes where nobody says.
+    assert "sums up to 1.84 (a-0: 0.92, b-0: 0.92)" in pair(None, None).problems[0]
     assert pair(0.5, 0.5).problems == [
         "vllm_models: GPU 0 is shared, and the gpu-memory-utilization of its instances sums up to 1.00 (a-0: 0.5, b-0: 0.5): needs a sum below 1. "
         "Lower engine_args.gpu-memory-utilization of each, or give each its own GPU."

@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 import yaml
 from ansible_collections.gpuops.vllm.plugins.module_utils import _gpus
-from ansible_collections.gpuops.vllm.plugins.module_utils._plan import Host, make_plan
+from ansible_collections.gpuops.vllm.plugins.module_utils._plan import Host, known_model_problems, make_plan
 
 FOLDER = Path(__file__).parents[4] / "roles/vllm_plan/vars/main"
 DATA: dict[str, Any] = {}
@@ -273,22 +273,46 @@ def test_what_two_models_claim_is_refused_with_both_named(models: list[dict[str,
         ({"model": "org/.."}, f"vllm_models[0].model is 'org/..': {PATH_NEED}"),
         ({"model": "https://hub/a/b"}, f"vllm_models[0].model is 'https://hub/a/b': {PATH_NEED}"),
         ({"model": "/srv/../etc"}, f"vllm_models[0].model is '/srv/../etc': {PATH_NEED}"),
-        ({"replicas": 0}, "vllm_models[0].replicas is 0: needs a whole number from 1. Correct it."),
-        ({"tensor_parallel": "2"}, "vllm_models[0].tensor_parallel is '2': needs a whole number from 1. Correct it."),
+        ({"replicas": 0}, "vllm_models[0].replicas is 0: needs a whole number from 1 to 64. Correct it."),
+        # Nothing is allocated for them.
+        ({"replicas": 10**12}, "vllm_models[0].replicas is 1000000000000: needs a whole number from 1 to 64. Correct it."),
+        ({"tensor_parallel": True}, "vllm_models[0].tensor_parallel is True: needs a whole number from 1 to 64. Correct it."),
+        ({"tensor_parallel": 65}, "vllm_models[0].tensor_parallel is 65: needs a whole number from 1 to 64. Correct it."),
+        ({"tensor_parallel": "2"}, "vllm_models[0].tensor_parallel is '2': needs a whole number from 1 to 64. Correct it."),
         ({"port": 80}, "vllm_models[0].port is 80: needs a whole number from 1024 to 65535. Correct it."),
+        ({"port": True}, "vllm_models[0].port is True: needs a whole number from 1024 to 65535. Correct it."),
+        ({"port": 65536}, "vllm_models[0].port is 65536: needs a whole number from 1024 to 65535. Correct it."),
+        ({"port": 65533, "replicas": 4}, "vllm_models[0].port is 65533: needs room up to 65535 for 4 replicas. Lower it."),
+        ({"revision": 7}, "vllm_models[0].revision is 7: needs a branch, tag or commit of the hub, in quotes. Correct or remove it."),
+        ({"revision": "-x"}, "vllm_models[0].revision is '-x': needs a branch, tag or commit of the hub, in quotes. Correct or remove it."),
+        ({"revision": "a/../b"}, "vllm_models[0].revision is 'a/../b': needs a branch, tag or commit of the hub, in quotes. Correct or remove it."),
         ({"default": "yes"}, "vllm_models[0].default is 'yes': needs true or false. Correct it."),
         ({"state": "gone"}, "vllm_models[0].state is 'gone': needs present or absent. Correct it."),
         ({"served_as": "gpt-4"}, "vllm_models[0].served_as is 'gpt-4': needs a list of names, for example [llama, gpt-4]. Correct or remove it."),
         ({"served_as": ["a b"]}, "vllm_models[0].served_as holds 'a b': needs 1 to 128 printable characters without blanks, not starting with '-'. Correct it."),
+        ({"served_as": []}, "vllm_models[0].served_as is []: needs a list of names, for example [llama, gpt-4]. Correct or remove it."),
+        ({"served_as": ["-a"]}, "vllm_models[0].served_as holds '-a': needs 1 to 128 printable characters without blanks, not starting with '-'. Correct it."),
+        ({"served_as": [7]}, "vllm_models[0].served_as holds 7: needs 1 to 128 printable characters without blanks, not starting with '-'. Correct it."),
+        ({"gpus": 0}, "vllm_models[0].gpus is 0: needs a list of GPU numbers, for example [0, 1]. Correct it."),
+        ({"gpus": [True]}, "vllm_models[0].gpus is [True]: needs a list of GPU numbers, for example [0, 1]. Correct it."),
+        ({"gpus": [-1]}, "vllm_models[0].gpus is [-1]: needs a list of GPU numbers, for example [0, 1]. Correct it."),
         ({"gpus": [0, 0]}, "vllm_models[0].gpus is [0, 0]: names a GPU twice. Name each once."),
         ({"gpus": ["0"]}, "vllm_models[0].gpus is ['0']: needs a list of GPU numbers, for example [0, 1]. Correct it."),
         ({"engine_args": {"port": 9}}, "vllm_models[0].engine_args.port is set: the plan decides it. Remove it and use vllm_models[].port."),
+        ({"engine_args": [1]}, "vllm_models[0].engine_args is [1]: needs a mapping, for example {max-model-len: 16384}. Correct it."),
+        ({"engine_args": {"no-config": True}}, "vllm_models[0].engine_args.no-config is set: the plan decides it. Remove it and use vllm_models[].engine_args."),
         ({"engine_args": {"api_key": "x"}}, "vllm_models[0].engine_args.api-key is set: the plan decides it. Remove it and use vllm_api_keys for clients; the engine's own key is made on the host."),
         ({"engine_args": {"--dtype": "x"}}, "vllm_models[0].engine_args has the key '--dtype': needs an option of 'vllm serve' without dashes in front. Correct it."),
         ({"engine_args": {"dtype": "-x"}}, "vllm_models[0].engine_args.dtype is '-x': vLLM takes a value that starts with '-' for an option. Write it otherwise."),
         ({"env": {"VLLM_API_KEY": "x"}}, "vllm_models[0].env.VLLM_API_KEY is set: the plan decides it. Remove it and use nothing: it is made on the host."),
+        ({"env": "A=x"}, "vllm_models[0].env is 'A=x': needs a mapping, for example {VLLM_LOGGING_LEVEL: INFO}. Correct it."),
+        ({"env": {"A": ["x"]}}, "vllm_models[0].env.A is no single line of text. Correct it."),
+        ({"env": {"A": "x\0y"}}, "vllm_models[0].env.A is no single line of text. Correct it."),
+        ({"env": {7: "x"}}, "vllm_models[0].env has the name 7: needs A-Z, 0-9 and '_'. Correct it."),
         ({"env": {"a": "x"}}, "vllm_models[0].env has the name 'a': needs A-Z, 0-9 and '_'. Correct it."),
         ({"env": {"A": "x\ny"}}, "vllm_models[0].env.A is no single line of text. Correct it."),
+        ({"profile": ["cpu"]}, "vllm_gpu_profile is ['cpu'] for 'llama': needs auto or one of a100_awq, a100_fp16, ada_fp8, b200_fp8, blackwell_fp8, cpu, generic_fp16, h100_fp8, h200_fp8. Correct it."),
+        ({"tensor_parallel": 2, "profile": "cpu"}, "vllm_models: 'llama' has GPUs and the profile 'cpu', which uses none. Remove one of them."),
         ({"profile": "h900"}, "vllm_gpu_profile is 'h900' for 'llama': needs auto or one of a100_awq, a100_fp16, ada_fp8, b200_fp8, blackwell_fp8, cpu, generic_fp16, h100_fp8, h200_fp8. Correct it."),
         ({"gpus": [0], "profile": "cpu"}, "vllm_models: 'llama' has GPUs and the profile 'cpu', which uses none. Remove one of them."),
     ],
@@ -362,3 +386,134 @@ def test_a_profile_of_the_users_may_not_set_what_the_plan_decides(part: dict[str
     profiles = {**PROFILES, "own": {"device": "cpu", **part}}
     (problem,) = refused([model()], host(gpu_profile="own", profiles=profiles))
     assert problem.startswith(message)
+
+
+@pytest.mark.parametrize(
+    ("profile", "message"),
+    [
+        (None, " is not set: needs a mapping with device, requires and engine_args. Rewrite it."),
+        ({"engine_arg": {}}, " has the key 'engine_arg': needs one of device, requires, requires_quantization, auto, engine_args, unquantized_engine_args, env. Correct or remove it."),
+        ({"device": "tpu"}, ".device is 'tpu': needs cuda or cpu. Correct it."),
+        ({"device": ["cpu"]}, ".device is ['cpu']: needs cuda or cpu. Correct it."),
+        ({"auto": "no"}, ".auto is 'no': needs true or false. Correct it."),
+        ({"requires_quantization": "awq"}, ".requires_quantization is 'awq': needs a list, for example [awq]. Correct it."),
+        ({"requires_quantization": [1]}, ".requires_quantization is [1]: needs a list, for example [awq]. Correct it."),
+        ({"requires": None}, '.requires is not set: needs a mapping, for example {compute_capability: "9.0", memory_gib: 79}. Correct it.'),
+        ({"requires": {"memory": 1}}, """.requires is {'memory': 1}: needs a mapping, for example {compute_capability: "9.0", memory_gib: 79}. Correct it."""),
+        ({"requires": {"compute_capability": "Hopper"}}, """.requires.compute_capability is 'Hopper': needs one such as "9.0". Correct it."""),
+        ({"requires": {"compute_capability": None}}, '.requires.compute_capability is not set: needs one such as "9.0". Correct it.'),
+        *(
+            ({"requires": {"memory_gib": value}}, f".requires.memory_gib is {shown}: needs the GiB that CUDA sees, such as 79. Correct it.")
+            for value, shown in (("79", "'79'"), (-1, "-1"), (10**6, "1000000"), (float("nan"), "nan"), (None, "not set"), (True, "True"))
+        ),
+        ({"engine_args": None}, ".engine_args is not set: needs a mapping, for example {max-model-len: 16384}. Correct it."),
+        ({"env": ["A"]}, ".env is ['A']: needs a mapping, for example {VLLM_LOGGING_LEVEL: INFO}. Correct it."),
+    ],
+)  # fmt: skip
+def test_a_profile_of_the_users_that_cannot_be_meant_is_refused(profile: object, message: str) -> None:
+    profiles = {**PROFILES, "own": profile}
+    assert refused([model()], host(H100, profiles=profiles)) == [f"vllm_plan_profiles.own{message}"]
+
+
+def test_a_profile_whose_name_is_no_text_is_refused() -> None:
+    (problem,) = refused([model()], host(H100, profiles={**PROFILES, 7: {}}))
+    assert problem == "vllm_plan_profiles has the key 7: needs a name. Rename it, for example own_fp8."
+
+
+@pytest.mark.parametrize(
+    ("changes", "expected"),
+    [
+        ({}, "h100_fp8"),
+        # The catalogue's word holds as long as the GPU can do it, and one other profile can.
+        ({"profile": "a100_fp16"}, "a100_fp16"),
+        ({"memory_gib": 40.0}, "ada_fp8"),
+        ({"profile": "gone"}, "h100_fp8"),
+        # The most demanding that it can run, and none that asks to be named.
+        ({"profile": "", "compute_capability": "8.0"}, "a100_fp16"),
+        ({"profile": "", "compute_capability": "10.0", "memory_gib": 190}, "b200_fp8"),
+    ],
+)
+def test_auto_takes_the_catalogues_profile_or_the_most_demanding(changes: dict[str, Any], expected: str) -> None:
+    demanding = {"auto": False, "requires": {"compute_capability": "8.0", "memory_gib": 40}, "engine_args": {}}
+    profiles = {**PROFILES, "zz_named_only": demanding, "zz_cpu": {"device": "cpu"}, "zz_easy": {"engine_args": {}}}
+    (instance,) = planned([model()], host({**H100, **changes}, profiles=profiles))
+    assert instance["profile"] == expected
+
+
+@pytest.mark.parametrize(
+    ("requires", "needs"),
+    [
+        ({"compute_capability": "9.0"}, "compute capability 9.0"),
+        ({"memory_gib": 79}, "79 GiB"),
+        ({"compute_capability": "9.0", "memory_gib": 79}, "compute capability 9.0 and 79 GiB"),
+    ],
+)
+def test_a_gpu_that_is_too_small_or_too_old_for_a_named_profile(requires: dict[str, Any], needs: str) -> None:
+    where = host({**A100, "compute_capability": ""}, gpu_profile="own", profiles={"own": {"requires": requires}})
+    assert refused([model()], where) == [
+        f"the profile 'own' of 'llama' needs {needs}: GPU 0 of gpu01 is a NVIDIA A100-SXM4-40GB with an unknown one and 39.39 GiB. "
+        "Choose another profile, or auto."
+    ]
+
+
+@pytest.mark.parametrize(("memory_gib", "runs"), [(98.0, True), (97.99, False)])
+def test_a_percent_or_two_of_memory_that_a_driver_keeps_forbid_no_profile(memory_gib: float, runs: bool) -> None:
+    own = {"requires": {"memory_gib": 100}}
+    found = make_plan([model()], host({**H100, "memory_gib": memory_gib}, gpu_profile="own", profiles={"own": own}))
+    assert (found.problems == []) is runs
+
+
+@pytest.mark.parametrize("port", [80, 65536, "8000", None, True])
+def test_a_first_port_that_is_none_is_refused(port: Any) -> None:
+    shown = "not set" if port is None else repr(port)
+    assert refused([model()], host(gpu_profile="cpu", first_port=port)) == [
+        f"vllm_plan_first_port is {shown}: needs a whole number from 1024 to 65535. Correct it."
+    ]
+
+
+def test_no_port_left_is_refused() -> None:
+    assert refused([model(replicas=2)], host(gpu_profile="cpu", first_port=65535)) == [
+        "vllm_plan_first_port is 65535: needs a free port for 'llama-1' from there to 65535. Lower it."
+    ]
+
+
+CONFIG = {"config": {"hidden_size": 64}}
+NO_SIZES: tuple[Any, ...] = ("72", 0, -1, 10**6, float("nan"), True, [])
+
+
+@pytest.mark.parametrize(
+    ("known", "problems"),
+    [
+        ({}, []),
+        ({"a/b": CONFIG}, []),
+        ({"a/b": CONFIG, "a/c": {"base": "a/b"}, "a/d": {"base": "a/b", "weights_gb": 1.5}}, []),
+        (["a/b"], ["vllm_plan_known_models is ['a/b']: needs a mapping of models. Correct it."]),
+        ({7: CONFIG}, ["vllm_plan_known_models has the key 7: needs the hub's id or a path. Correct it."]),
+        ({"a/b": None}, ["vllm_plan_known_models['a/b'] is no mapping with a config: needs the keys of a config.json below config. Correct it."]),
+        ({"a/b": {"config": None}}, ["vllm_plan_known_models['a/b'] is no mapping with a config: needs the keys of a config.json below config. Correct it."]),
+        ({"a/b": {"config": ["x"]}}, ["vllm_plan_known_models['a/b'] is no mapping with a config: needs the keys of a config.json below config. Correct it."]),
+        ({"a/b": {}}, ["vllm_plan_known_models['a/b'] has neither config nor base: needs one. Paste the model's config.json as config."]),
+        ({"a/b": {"base": "no/such"}}, ["vllm_plan_known_models['a/b'].base is 'no/such': needs another known model. Correct it."]),
+        ({"a/b": {"base": None}}, ["vllm_plan_known_models['a/b'].base is not set: needs another known model. Correct it."]),
+        ({"a/b": {"base": ["a/b"]}}, ["vllm_plan_known_models['a/b'].base is ['a/b']: needs another known model. Correct it."]),
+        ({"a/a": CONFIG, "a/b": {"base": "a/a"}, "a/c": {"base": "a/b"}}, ["vllm_plan_known_models['a/c'].base is 'a/b', which has a base itself: needs a model that has none. Correct it."]),
+        *(
+            ({"a/b": {**CONFIG, "weights_gb": size}}, [f"vllm_plan_known_models['a/b'].weights_gb is {size!r}: needs the size on disk in 10^9 bytes. Correct or remove it."])
+            for size in NO_SIZES
+        ),
+    ],
+)  # fmt: skip
+def test_what_is_wrong_with_a_known_model(known: object, problems: list[str]) -> None:
+    assert known_model_problems(known) == problems
+
+
+def test_a_second_replica_with_a_port_gets_the_next_one() -> None:
+    found = planned([model(replicas=2, port=65534)], host(gpu_profile="cpu"))
+    assert [one["port"] for one in found] == [65534, 65535]
+
+
+def test_environments_are_laid_over_one_another_as_text() -> None:
+    profiles = {"own": {"device": "cpu", "env": {"A": 1, "B": 1, "C": 1}}}
+    where = host(gpu_profile="own", profiles=profiles, env={"B": 2, "C": 2})
+    (instance,) = planned([model(env={"C": 3.5})], where)
+    assert instance["env"] == {"A": "1", "B": "2", "C": "3.5"}

@@ -108,3 +108,100 @@ def test_numbers_from_memory_and_hosts_not_reached_are_told() -> None:
     assert "fits, unverified" in text
     assert "\nunverified: the catalogue has" in text
     assert text.endswith("\ngpu02: not reached, not planned\n")
+
+
+def test_the_document_is_what_programs_read() -> None:
+    plans: dict[str, dict[str, Any]] = {
+        "gpu01": {"instances": [INSTANCE], "problems": [], "plan_warnings": ["old driver"]},
+        "gpu02": {"instances": [], "problems": ["no GPU"], "plan_warnings": []},
+        "gpu03": {},
+    }
+    assert _report.document(plans, ("gpu04",)) == {
+        "version": 1,
+        "instances": [
+            {
+                "name": "llama-0",
+                "host": "gpu01",
+                "model": "org/llama",
+                "profile": "h100_fp8",
+                "tensor_parallel": 2,
+                "gpus": [0, 1],
+                "port": 8000,
+                "served_as": ["llama"],
+                "engine_args": {"dtype": "auto"},
+                "engine_args_from": {"dtype": "profile h100_fp8"},
+                "gpu": "NVIDIA H100 80GB HBM3",
+                "gpu_kind": "h100-sxm-80gb",
+                "gpu_gib": None,
+                "budget_gib": None,
+                "weights_gib": 33.83,
+                "activation_gib": None,
+                "non_torch_gib": None,
+                "cuda_graphs_gib": None,
+                "kv_gib": 33.84,
+                "request_gib": None,
+                "kv_tokens": 221776,
+                "max_model_len": 16384,
+                "max_concurrency": 13.54,
+                "fits": True,
+                "misfit_allowed": False,
+                "verdict": "fits",
+                "numbers": "catalogue",
+                "reasons": [],
+                "suggestions": [],
+            }
+        ],
+        "problems": {"gpu02": ["no GPU"]},
+        "warnings": {"gpu01": ["old driver"]},
+        "unreached": ["gpu04"],
+    }
+
+
+def test_an_instance_that_was_not_judged_is_not_checked() -> None:
+    found = _report.row({**INSTANCE, "fit": None})
+    assert {key: found[key] for key in ("gpu", "gpu_kind", "fits", "misfit_allowed", "verdict", "numbers", "reasons", "suggestions")} == {
+        "gpu": "", "gpu_kind": "", "fits": None, "misfit_allowed": False, "verdict": "not checked", "numbers": "unknown", "reasons": [], "suggestions": [],
+    }  # fmt: skip
+
+
+def test_a_plan_without_instances_is_a_table_of_nothing() -> None:
+    assert _report.table(report()) == (
+        "host  instance  model  GPUs  profile  weights  KV cache  tokens  requests x length  verdict\n"
+    )
+
+
+def test_the_columns_stand_below_one_another_and_figures_to_the_right() -> None:
+    other = instance(name="m-1", profile="cpu", fit={"weights_gib": 1.04, "kv_tokens": 9, "gpu_kind": "", "gpu": "Own GPU"})  # fmt: skip
+    text = _report.table(report(INSTANCE, other | {"tensor_parallel": 1}))
+    assert text == (
+        "host   instance  model      GPUs               profile    weights  KV cache   tokens  requests x length  verdict\n"
+        "gpu01  llama-0   org/llama  2 x h100-sxm-80gb  h100_fp8  33.8 GiB  33.8 GiB  221,776      13.5 x 16,384  fits\n"
+        "gpu01  m-1       org/llama  1 x Own GPU        cpu        1.0 GiB  33.8 GiB        9      13.5 x 16,384  fits\n"
+    )
+
+
+def test_only_what_does_not_fit_has_notes_and_unverified_is_said_of_what_was_checked() -> None:
+    told = {"numbers": "catalogue, unverified", "reasons": ["why."], "suggestions": [{"text": "a"}, {"text": "b"}]}
+    fits = _report.table(report(instance(fit=told)))
+    assert "why." not in fits
+    misfit = _report.table(report(instance(fit=told | {"verdict": "does not fit"})))
+    assert "\n\ngpu01 llama-0 (org/llama): does not fit\n  why.\n  1. a\n  2. b\n\nunverified: " in misfit
+    refused = _report.table(report(instance(fit=told | {"verdict": "refused", "kv_tokens": None})))
+    assert "refused\n\ngpu01 llama-0 (org/llama): refused\n  why.\n" in refused
+
+
+def test_without_anything_to_tell_there_are_no_notes() -> None:
+    assert "unverified" not in _report.table(report(INSTANCE))
+
+
+def test_the_problems_of_every_host_stand_before_what_does_not_fit() -> None:
+    plans: dict[str, dict[str, Any]] = {
+        "a": {"instances": [instance(host="a", fit=MISFIT)]},
+        "b": {"problems": ["one", "two"]},
+    }
+    assert _report.failures(_report.document(plans, [])) == [
+        "b: one",
+        "b: two",
+        "a: 'llama-0' does not fit, see above for what would",
+    ]
+    assert _report.failures(report(INSTANCE, instance(fit={"verdict": "refused"}))) == []
