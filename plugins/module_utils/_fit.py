@@ -96,7 +96,7 @@ class Judge:
             return Outcome(arguments, report)
         reason = _reason(fit, self.setting(case, arguments, shape).utilization)
         found = _advice.suggestions(
-            _advice.Variant(case.source, case.smallest, max(1, len(case.gpus))),
+            _advice.Variant(case.source, case.smallest, len(case.gpus)),
             shape,
             self.options(case, arguments, shape),
             lambda variant: self.weigh(case, variant),
@@ -149,7 +149,7 @@ class Judge:
     def setting(self, case: Case, arguments: Arguments, shape: Shape) -> Setting:
         gpu = case.smallest or {"memory_gib": 0, "name": ""}
         said = {key: value for key, value in arguments.values.items() if value is not None}
-        setting = _memory.setting_of({**default_batch(gpu), **said}, shape, max(1, len(case.gpus)))
+        setting = _memory.setting_of({**default_batch(gpu), **said}, shape, len(case.gpus))
         return replace(setting, hopper=_profiles.capability(gpu.get("compute_capability"))[0] == 9)
 
     # --- what would fit --------------------------------------------------------------------------------------
@@ -178,14 +178,14 @@ class Judge:
     def options(self, case: Case, arguments: Arguments, shape: Shape) -> _advice.Options:
         """Return what there is to choose from for a case that does not fit."""
         setting = self.setting(case, arguments, shape)
-        kind = (case.smallest or {}).get("kind") or (case.smallest or {}).get("name")
+        kind = (case.smallest or {}).get("kind")
         return _advice.Options(
             checkpoints=tuple(self.smaller_checkpoints(case.source, shape, setting)),
             gpus_on_host=case.gpus_free,
             other_gpus=tuple(
                 gpu
                 for gpu in _gpus.declared(list(self.host.known_gpus), self.host.known_gpus)[0]
-                if kind not in (gpu["kind"], gpu["name"])
+                if gpu["kind"] != kind
             ),
             utilization=setting.utilization,
             max_model_len=setting.max_model_len,

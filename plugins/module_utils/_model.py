@@ -61,11 +61,12 @@ class Tensor:
 
 @dataclass(frozen=True)
 class Storage:
-    """How a checkpoint stores its weights: bytes per parameter of each kind of tensor, scales included."""
+    """How a checkpoint stores its weights: bytes per parameter of each kind of tensor, scales included; ``fp8`` where these are floats."""
 
     method: str
     linear: float
     expert: float
+    fp8: bool = False
 
     def bytes_of(self, kind: TensorKind, plain: float) -> float:
         """Return the bytes of one parameter; ``plain`` is what an unquantised one takes."""
@@ -382,8 +383,8 @@ def storage(section: Mapping[str, Any], model_type: str = "", layers: int = 1) -
     if not section or not method:
         return None
     if method == "compressed-tensors":
-        size = _compressed_tensors(section)
-        return Storage(method, linear=2.0 if _skips_attention(section, layers) else size, expert=size)
+        size, fp8 = _compressed_tensors(section)
+        return Storage(method, linear=2.0 if _skips_attention(section, layers) else size, expert=size, fp8=fp8)
     if method.removeprefix("intel/") in ("awq", "gptq", "auto-round"):
         group = int(section.get("group_size") or section.get("q_group_size") or 128)
         bits = int(section.get("bits") or section.get("w_bit") or 4)
@@ -396,21 +397,23 @@ def storage(section: Mapping[str, Any], model_type: str = "", layers: int = 1) -
         if not section.get("quant_algo") and method == "modelopt":
             # Only the KV cache is quantised.
             return Storage(method, linear=2.0, expert=2.0)
-        size = 0.5 + 1 / 16 if "FP4" in str(section.get("quant_algo", method)).upper() else 1.0
-        return Storage(method, linear=size, expert=size)
+        fp4 = "FP4" in str(section.get("quant_algo", method)).upper()
+        size = 0.5 + 1 / 16 if fp4 else 1.0
+        return Storage(method, linear=size, expert=size, fp8=not fp4)
     if method in ("fp8", "fbgemm_fp8", "ptpc_fp8"):
         block = section.get("weight_block_size")
         size = 1 + 4 / math.prod(block) if isinstance(block, Sequence) and block else 1.0
         linear = 2.0 if method == "fbgemm_fp8" and model_type.startswith("llama4") else size
-        return Storage(method, linear=linear, expert=size)
+        return Storage(method, linear=linear, expert=size, fp8=True)
     raise UnknownShapeError(f"its checkpoint is quantised by {method!r}, which the plan does not know")
 
 
-def _compressed_tensors(section: Mapping[str, Any]) -> float:
+def _compressed_tensors(section: Mapping[str, Any]) -> tuple[float, bool]:
+    """Return the bytes of a weight, and whether it is a float of eight bits; there are integers of eight, too."""
     groups = section.get("config_groups")
     weights = next(iter(groups.values()))["weights"] if isinstance(groups, Mapping) and groups else {}
     bits, group = int(weights.get("num_bits") or 8), int(weights.get("group_size") or 0)
-    return bits / 8 + (2 / group if group > 0 else 0)
+    return bits / 8 + (2 / group if group > 0 else 0), bits == 8 and weights.get("type", "float") == "float"
 
 
 def _skips_attention(section: Mapping[str, Any], layers: int) -> bool:

@@ -327,5 +327,4 @@ def _check_capability(
 
 
 def _is_fp8(shape: Shape, method: str) -> bool:
-    stored = shape.storage is not None and 1.0 <= shape.storage.expert < 1.5 and "gptq" not in method
-    return stored or (shape.storage is None and method.startswith("fp8"))
+    return shape.storage.fp8 if shape.storage else method.startswith("fp8")

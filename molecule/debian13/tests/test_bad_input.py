@@ -37,7 +37,7 @@ CASES: dict[str, tuple[dict[str, Any], list[str]]] = {
             "vllm_plan_gpus": TWO_GPUS,
             "vllm_models": [{**MODEL, "gpus": [0]}, {**OTHER, "gpus": [0]}],
         },
-        ["'demo' and 'other' both claim the GPU 0", "Give each its own"],
+        ["GPU 0 is shared", "sums up to 1.80 (demo-0: 0.9, other-0: 0.9)", "give each its own GPU"],
     ),
     "no client key": ({"vllm_api_keys": []}, ["vllm_api_keys"]),
     "an empty key": (

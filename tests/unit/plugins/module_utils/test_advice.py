@@ -93,6 +93,11 @@ def test_what_only_just_fits_is_no_way_out(concurrency: float, offered: bool) ->
     assert bool(found) is offered
 
 
+def test_what_vllm_would_refuse_for_a_last_block_is_no_way_out() -> None:
+    refused = Fit(**{**vars(fit(2.0)), "fits": False})
+    assert _advice.suggestions(Variant("org/model", HERE, 1), SHAPE, NOTHING, lambda _one: refused) == []
+
+
 def test_what_cannot_run_is_no_way_out() -> None:
     options = change(NOTHING, checkpoints=("org/small",), other_gpus=(BIG,))
     assert _advice.suggestions(Variant("org/model", HERE, 1), SHAPE, options, lambda _one: None) == []
@@ -118,7 +123,7 @@ def test_a_checkpoint_is_offered_as_it_is_else_with_the_gentlest_change_alone() 
 def test_more_gpus_are_tried_as_far_as_they_divide_the_heads(width: int, heads: int, tried_widths: list[int]) -> None:
     now = Variant("org/model", HERE, width)
     _found, tried = ways(lambda _one: False, now=now, heads=heads)
-    assert list(dict.fromkeys(one.tensor_parallel for one in tried if one.tensor_parallel != width)) == tried_widths
+    assert [one.tensor_parallel for one in tried if not one.engine_args] == tried_widths
 
 
 def test_as_few_gpus_as_will_do_are_offered_gently_before_more_of_them() -> None:

@@ -8,6 +8,7 @@ from typing import Any
 import pytest
 import yaml
 from ansible_collections.gpuops.vllm.plugins.module_utils import _fit, _gpus
+from ansible_collections.gpuops.vllm.plugins.module_utils._memory import Fit
 from ansible_collections.gpuops.vllm.plugins.module_utils._plan import Host, Plan, make_plan
 from ansible_collections.gpuops.vllm.plugins.module_utils._report import FIGURES
 from ansible_collections.gpuops.vllm.plugins.module_utils._wanted import shown
@@ -78,6 +79,41 @@ def test_each_way_out_does_what_it_says(model: str, kind: str) -> None:
         assert instance["fit"]["max_concurrency"] == way["max_concurrency"] >= 1.1
 
 
+def test_what_was_asked_for_is_kept_longest() -> None:
+    """The same model, then a smaller checkpoint, more GPUs, less context, another GPU."""
+    ways = plan(LLAMA_FP8, host("h100-sxm-80gb"), engine_args=GUIDE).instances[0]["fit"]["suggestions"]
+    kinds = [sorted(way["change"]) for way in ways]
+    assert kinds == [["engine_args"], ["model"], ["model"], ["tensor_parallel"], ["engine_args"], ["gpu"]]
+    # The larger of the smaller checkpoints keeps more of the model.
+    assert [way["change"]["model"] for way in ways[1:3]] == [
+        "lambda/Llama-3.3-70B-Instruct-AWQ-4bit",
+        "RedHatAI/Llama-3.3-70B-Instruct-quantized.w4a16",
+    ]
+
+
+def test_more_gpus_are_more_than_there_are() -> None:
+    where = host({"kind": "l40s-48gb", "count": 2})
+    ways = plan(LLAMA, where, tensor_parallel=2, engine_args={"max-model-len": 100_000}).instances[0]["fit"][
+        "suggestions"
+    ]
+    assert min(way["change"]["tensor_parallel"] for way in ways if "tensor_parallel" in way["change"]) > 2
+
+
+@pytest.mark.parametrize(
+    ("kv", "graphs", "said"),
+    [
+        (0.5, 1.25, "libraries 0.22, CUDA graphs 1.25 leave 0.50 GiB for the KV cache"),
+        (0.0, 0.0, "libraries 0.22 leave nothing (0.00 GiB) for the KV cache"),
+    ],
+)
+def test_the_words_of_a_misfit(kv: float, graphs: float, said: str) -> None:
+    fit = Fit(72.0, 70.0, 1.5, 0.22, graphs, kv, 5.0, 16384, 0, 0.0, fits=False)
+    assert _fit._reason(fit, 0.9) == (
+        "of each GPU gpu-memory-utilization 0.9 takes 72.00 GiB; weights 70.00, activation of the first start 1.50, "
+        f"{said}, and one request of 16,384 tokens needs 5.00 GiB."
+    )
+
+
 def test_a_misfit_without_a_way_out_says_so() -> None:
     """No other GPU is known but one that is too old for any profile, and the own kind is none of the others."""
     kinds = DATA["__vllm_plan_known_gpus"]
@@ -111,6 +147,7 @@ def test_the_report_has_every_figure_of_what_was_checked() -> None:
     assert fit["budget_gib"] == pytest.approx(0.9 * fit["gpu_gib"], abs=0.01)
     parts = ("weights_gib", "activation_gib", "non_torch_gib", "cuda_graphs_gib", "kv_gib")
     assert sum(fit[part] for part in parts) == pytest.approx(fit["budget_gib"], abs=0.05)
+    assert [value for value in fit.values() if isinstance(value, float) and value != round(value, 2)] == []
     assert fit["max_concurrency"] == pytest.approx(fit["kv_tokens"] / fit["max_model_len"], abs=0.01)
 
 
@@ -136,7 +173,9 @@ def test_what_vllm_batches_where_nobody_says(name: str, memory_gib: float, token
 
 
 def test_an_option_that_is_null_is_left_to_vllm() -> None:
-    null = dict.fromkeys(("max-num-seqs", "max-num-batched-tokens", "gpu-memory-utilization", "quantization", "dtype"))
+    null = dict.fromkeys(
+        ("max-num-seqs", "max-num-batched-tokens", "gpu-memory-utilization", "quantization", "dtype", "kv-cache-dtype")
+    )
     found = only(plan("Qwen/Qwen3-8B", host("h100-sxm-80gb"), engine_args=null))
     said = {"max-num-seqs": 1024, "max-num-batched-tokens": 8192, "gpu-memory-utilization": 0.92, "dtype": "auto"}
     bare = {"own": {"engine_args": {"max-model-len": 16384, **said}}}
@@ -152,11 +191,24 @@ def test_a_number_with_a_unit_is_written_out(written: Any, read: Any) -> None:
     assert found["engine_args_from"]["max-model-len"] == "vllm_models: llama"
 
 
+@pytest.mark.parametrize(
+    ("written", "read"),
+    [("3k", 3e3), ("3K", 3 * 2**10), ("3m", 3e6), ("3M", 3 * 2**20), ("3g", 3e9), ("3G", 3 * 2**30), (10**15 - 1, 10**15 - 1)],
+)  # fmt: skip
+def test_the_units_are_those_of_vllm(written: Any, read: float) -> None:
+    args = plan("nobody/knows", host("h100-sxm-80gb"), engine_args={"kv-cache-memory-bytes": written}).instances[0]
+    assert args["engine_args"]["kv-cache-memory-bytes"] == read
+
+
 def test_a_context_with_a_unit_is_held_to_what_the_model_takes() -> None:
     found = plan("Qwen/Qwen3-8B", host("h100-sxm-80gb"), engine_args={"max-model-len": "200k"})
     assert found.problems == [
         "engine_args.max-model-len of 'llama' is 200000: the model takes 40960 tokens at most. Lower it."
     ]
+
+
+def test_the_whole_context_of_a_model_may_be_asked_for() -> None:
+    assert plan("Qwen/Qwen3-8B", host("h100-sxm-80gb"), engine_args={"max-model-len": 40960}).problems == []
 
 
 @pytest.mark.parametrize(("utilization", "warned"), [(0.96, False), (0.97, True), (1, True)])
@@ -166,7 +218,7 @@ def test_a_utilization_that_leaves_no_room_for_the_context_is_told(utilization: 
         f"engine_args.gpu-memory-utilization of 'llama' is {utilization}: the CUDA context (0.6 to 1 GiB) comes on top of it. "
         "Keep it at 0.96 or below."
     )
-    assert found.warnings == ([message] if warned else [])
+    assert (found.warnings, found.problems) == ([message] if warned else [], [])
 
 
 def test_the_layers_of_arguments_lie_over_one_another() -> None:
@@ -199,6 +251,9 @@ def test_a_misfit_that_the_user_lets_pass_is_a_warning() -> None:
     assert found.misfits + found.problems == []
     assert "'llama-0' does not fit on gpu01" in found.warnings[0]
     assert found.instances[0]["fit"]["verdict"] == "does not fit"
+    assert found.instances[0]["fit"]["misfit_allowed"] is True
+    held = plan(LLAMA_FP8, host("h100-sxm-80gb"), engine_args=GUIDE)
+    assert (held.warnings, held.instances[0]["fit"]["misfit_allowed"]) == ([], False)
 
 
 # --- whose numbers --------------------------------------------------------------------------------------------
@@ -420,6 +475,8 @@ BAD_VALUES: tuple[tuple[tuple[str, ...], tuple[Any, ...], str], ...] = (
          "vllm_models[0].engine_args.pipeline-parallel-size is set: the plan decides it. Remove it and use vllm_models[].tensor_parallel; pipelines are not supported."),
         ("a100-sxm-80gb", "Qwen/Qwen3-8B", {"profile": "a100_awq"},
          "the profile 'a100_awq' of 'llama' needs a checkpoint quantised by awq, gptq, compressed-tensors: this one is not quantised. Take such a checkpoint, or vllm_gpu_profile: auto."),
+        ("a100-sxm-80gb", "Qwen/Qwen3-32B-FP8", {"profile": "a100_awq"},
+         "the profile 'a100_awq' of 'llama' needs a checkpoint quantised by awq, gptq, compressed-tensors: this one is fp8. Take such a checkpoint, or vllm_gpu_profile: auto."),
         ("t4-16gb", "openai/gpt-oss-20b", {},
          "'llama' is quantised by mxfp4, which needs compute capability 8.0: GPU 0 (Tesla T4, compute capability 7.5) is older. Take another checkpoint or another GPU."),
     ],
@@ -480,6 +537,7 @@ def test_fp8_weights_on_an_a100_are_told_to_save_memory_and_no_time() -> None:
         ("a100-sxm-80gb", "Qwen/Qwen3-8B", {"quantization": "fp8"}, [],
          ["'llama' has FP8 weights and GPU 0 (NVIDIA A100-SXM4-80GB, compute capability 8.0) has no FP8 tensor cores: vLLM unpacks them (Marlin), which saves memory, not time."]),
         ("a100-sxm-80gb", "Qwen/Qwen3-8B", {"quantization": "gptq"}, [], []),
+        ("a100-sxm-80gb", "a/int8", {}, [], []),
         ("l4-24gb", "RedHatAI/Meta-Llama-3.1-8B-Instruct-FP8", {}, [], []),
         ("a100-sxm-80gb", "Qwen/Qwen3-32B-AWQ", {}, [], []),
         ("a100-sxm-80gb", "Qwen/Qwen3-8B", {"kv-cache-dtype": "fp8"}, [],
@@ -502,6 +560,15 @@ def test_what_a_gpu_can_do_with_a_checkpoint(
     own = {
         "a/small": {"config": SMALL},
         "a/gemma": {"config": {**SMALL, "model_type": "gemma2"}},
+        "a/int8": {
+            "config": {
+                **SMALL,
+                "quantization_config": {
+                    "quant_method": "compressed-tensors",
+                    "config_groups": {"g": {"weights": {"num_bits": 8, "type": "int"}}},
+                },
+            }
+        },
         "a/awq": {"config": {**SMALL, "quantization_config": {"quant_method": "awq"}}},
     }
     where = host(kind, known_models={**DATA["__vllm_plan_known_models"], **own})
@@ -519,7 +586,7 @@ def test_on_a_cpu_bfloat16_is_there() -> None:
 
 
 @pytest.mark.parametrize(
-    ("model", "takes"), [(LLAMA_FP8, "compressed-tensors"), ("Qwen/Qwen3-32B-AWQ", "awq_marlin"), ("Qwen/Qwen3-32B-FP8", "fp8")]
+    ("model", "takes"), [(LLAMA_FP8, "compressed-tensors"), ("Qwen/Qwen3-32B-AWQ", "awq_marlin"), ("Qwen/Qwen3-32B-FP8", "fp8"), ("openai/gpt-oss-20b", "mxfp4")]
 )  # fmt: skip
 def test_the_name_of_a_checkpoints_own_quantisation_may_be_said(model: str, takes: str) -> None:
     assert plan(model, host("h200-sxm-141gb"), engine_args={"quantization": takes}).problems == []

@@ -246,6 +246,24 @@ def test_an_unquantised_checkpoint_has_no_storage(section: object) -> None:
     assert (found.storage, found.quantization, found.kv_cache_fp8) == (None, None, False)
 
 
+@pytest.mark.parametrize(
+    ("section", "fp8"),
+    [
+        *(({"quant_method": method}, True) for method in ("fp8", "fbgemm_fp8", "ptpc_fp8", "modelopt_fp8")),
+        *(({"quant_method": method}, False) for method in ("awq", "gptq", "mxfp4", "modelopt", "modelopt_fp4")),
+        ({"quant_method": "awq", "bits": 8}, False),
+        ({"quant_algo": "FP8"}, True),
+        ({"quant_method": "compressed-tensors", "config_groups": {"g": {"weights": {"num_bits": 8, "type": "float"}}}}, True),
+        ({"quant_method": "compressed-tensors", "config_groups": {"g": {"weights": {"num_bits": 8, "type": "int"}}}}, False),
+        ({"quant_method": "compressed-tensors", "config_groups": {"g": {"weights": {"num_bits": 4, "type": "float"}}}}, False),
+    ],
+)  # fmt: skip
+def test_which_checkpoints_are_fp8(section: dict[str, Any], fp8: bool) -> None:
+    found = shape(quantization_config=section)
+    assert found.storage is not None
+    assert found.storage.fp8 is fp8
+
+
 def test_a_quantisation_leaves_embeddings_and_small_tensors_alone() -> None:
     storage = _model.Storage("any", linear=0.5, expert=0.25)
     kinds: tuple[_model.TensorKind, ...] = ("linear", "kv", "latent", "expert", "embedding", "whole")

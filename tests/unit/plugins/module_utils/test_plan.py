@@ -163,6 +163,26 @@ def test_a_second_model_leaves_the_first_where_it_is() -> None:
     assert [(one["name"], one["port"], one["gpus"]) for one in after] == [("a-0", 8001, [1]), ("b-0", 8000, [0])]
 
 
+def test_several_gpus_are_kept_as_they_were() -> None:
+    before = [{"name": "llama-0", "gpus": [1, 0], "port": 8000}]
+    (instance,) = planned([model(tensor_parallel=2)], host(H100, H100, assigned=before))
+    assert instance["gpus"] == [1, 0]
+
+
+@pytest.mark.parametrize("gpus", [[1], [0, 1], [2, 3], None])
+def test_gpus_that_are_gone_or_no_longer_enough_are_given_out_anew(gpus: list[int] | None) -> None:
+    before = [{"name": "llama-0", "gpus": gpus, "port": 8000}]
+    width = 1 if gpus == [0, 1] else 2
+    (instance,) = planned([model(tensor_parallel=width)], host(H100, H100, assigned=before))
+    assert instance["gpus"] == [0, 1][:width]
+
+
+def test_a_port_that_is_named_beats_the_one_there_was() -> None:
+    before = planned([model()], host(gpu_profile="cpu"))
+    (instance,) = planned([model(port=9000)], host(gpu_profile="cpu", assigned=before))
+    assert instance["port"] == 9000
+
+
 def test_the_port_of_a_model_that_goes_is_not_given_out_while_it_may_still_listen() -> None:
     before = planned([model("a")], host(gpu_profile="cpu"))
     (instance,) = planned([model("b")], host(gpu_profile="cpu", assigned=before))
@@ -347,6 +367,12 @@ def test_more_gpus_than_there_are_is_refused() -> None:
     assert refused([model("a"), model("b")], host(H100)) == [
         "vllm_models: 'b-0' needs 1 free GPU(s): gpu01 has 0 (0: a-0). Take a model away, lower tensor_parallel or replicas, or use another host."
     ]
+    assert refused([model("a", gpus=[1]), model("b", gpus=[0]), model("c")], host(H100, H100)) == [
+        "vllm_models: 'c-0' needs 1 free GPU(s): gpu01 has 0 (0: b-0, 1: a-0). Take a model away, lower tensor_parallel or replicas, or use another host."
+    ]
+    assert refused([model("a", tensor_parallel=2)], host(H100)) == [
+        "vllm_models: 'a-0' needs 2 free GPU(s): gpu01 has 1 (none taken). Take a model away, lower tensor_parallel or replicas, or use another host."
+    ]
     assert refused([model("a", gpus=[3])], host(H100, H100)) == [
         "vllm_models: 'a' has GPU 3: gpu01 shows the GPUs 0, 1. Correct gpus."
     ]
@@ -428,6 +454,7 @@ def test_a_profile_whose_name_is_no_text_is_refused() -> None:
         ({"profile": "a100_fp16"}, "a100_fp16"),
         ({"memory_gib": 40.0}, "ada_fp8"),
         ({"profile": "gone"}, "h100_fp8"),
+        ({"profile": "", "compute_capability": "5.0", "memory_gib": 1.0}, "zz_easy"),
         # The most demanding that it can run, and none that asks to be named.
         ({"profile": "", "compute_capability": "8.0"}, "a100_fp16"),
         ({"profile": "", "compute_capability": "10.0", "memory_gib": 190}, "b200_fp8"),

@@ -107,7 +107,7 @@ def test_numbers_from_memory_and_hosts_not_reached_are_told() -> None:
     text = _report.table(report(instance(fit={"numbers": "catalogue, unverified"}), unreached=["gpu02"]))
     assert "fits, unverified" in text
     assert "\nunverified: the catalogue has" in text
-    assert text.endswith("\ngpu02: not reached, not planned\n")
+    assert text.endswith("\n\ngpu02: not reached, not planned\n")
 
 
 def test_the_document_is_what_programs_read() -> None:
@@ -171,12 +171,12 @@ def test_a_plan_without_instances_is_a_table_of_nothing() -> None:
 
 
 def test_the_columns_stand_below_one_another_and_figures_to_the_right() -> None:
-    other = instance(name="m-1", profile="cpu", fit={"weights_gib": 1.04, "kv_tokens": 9, "gpu_kind": "", "gpu": "Own GPU"})  # fmt: skip
+    other = instance(name="m-1", profile="cpu", fit={"weights_gib": 1.04, "kv_gib": 3.44, "kv_tokens": 9, "gpu_kind": "", "gpu": "Own GPU"})  # fmt: skip
     text = _report.table(report(INSTANCE, other | {"tensor_parallel": 1}))
     assert text == (
         "host   instance  model      GPUs               profile    weights  KV cache   tokens  requests x length  verdict\n"
         "gpu01  llama-0   org/llama  2 x h100-sxm-80gb  h100_fp8  33.8 GiB  33.8 GiB  221,776      13.5 x 16,384  fits\n"
-        "gpu01  m-1       org/llama  1 x Own GPU        cpu        1.0 GiB  33.8 GiB        9      13.5 x 16,384  fits\n"
+        "gpu01  m-1       org/llama  1 x Own GPU        cpu        1.0 GiB   3.4 GiB        9      13.5 x 16,384  fits\n"
     )
 
 
