@@ -220,7 +220,7 @@ class Judge:
         config = read["config"]
         if known.config and isinstance(_shape_of(config), str):
             # Some files of the hub leave out what transformers has as a default.
-            config = {**known.config, **{key: config[key] for key in config if "quantization" in str(key)}}
+            config = {**known.config, **{key: config[key] for key in config if "quantization" in key}}
         return Numbers(config, read.get("weights_bytes"), read["source"])
 
     def _known(self, source: str) -> Numbers:

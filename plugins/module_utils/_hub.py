@@ -233,7 +233,7 @@ class _Hub:
         url = f"{self.endpoint}/{self.model}/resolve/{revision}/{name}"
         own: dict[str, str] = {}
         try:
-            for _ in range(MAX_REDIRECTS + 1):
+            for _hop in range(MAX_REDIRECTS + 1):
                 with self.open(method, url) as response:
                     headers = {key.lower(): value for key, value in response.headers.items()}
                     if _origin(url) == _origin(self.endpoint):

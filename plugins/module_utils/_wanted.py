@@ -225,8 +225,12 @@ def served_names(model: Mapping[str, Any]) -> list[str]:
 
 
 def normalised(args: Mapping[Any, Any]) -> dict[str, Any]:
-    """Return engine arguments with the spelling of the command line: ``max_model_len`` is ``max-model-len``."""
-    return {str(key).replace("_", "-") if "." not in str(key) else str(key): value for key, value in args.items()}
+    """Return engine arguments with the spelling of the command line: ``max_model_len`` is ``max-model-len``.
+
+    What stands behind a dot is a field of an option, whose own name has underscores.
+    """
+    parts = ((str(key).partition("."), value) for key, value in args.items())
+    return {f"{option.replace('_', '-')}{dot}{fields}": value for (option, dot, fields), value in parts}
 
 
 def replicas(model: Mapping[str, Any]) -> int:

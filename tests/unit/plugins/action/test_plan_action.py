@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
-from typing import Any
+from types import SimpleNamespace
+from typing import Any, cast
 
 import pytest
+from ansible.plugins.action import ActionBase
 from ansible_collections.gpuops.vllm.plugins.action import plan as action
+from ansible_collections.gpuops.vllm.plugins.module_utils import _hub
 from ansible_collections.gpuops.vllm.plugins.module_utils._plan import Host, Plan
 
 FOUND: dict[str, Any] = {"gpus": [{"index": 0}], "gpu_problem": "", "assigned": [], "models": {}}
@@ -96,3 +99,175 @@ def test_a_host_without_gpus_that_declares_none_is_no_finding() -> None:
     plan = Plan()
     action.add_host_findings(plan, {**FOUND, "gpus": []}, Host(name="gpu01", gpus=[], profiles={}), [])
     assert plan.problems + plan.warnings == []
+
+
+# --- the task ------------------------------------------------------------------------------------------------
+
+H100 = {"name": "NVIDIA H100", "pci_ids": ["2330"], "memory_gib": 79.1, "compute_capability": "9.0"}
+CONFIG = {"hidden_size": 64}
+ARGS: dict[str, Any] = {
+    "models": [{"name": "llama", "model": PATH}],
+    "profiles": {"own": {"engine_args": {"dtype": "auto"}}},
+    "known_gpus": {"h100": H100},
+    "known_models": {"known/model": {"config": CONFIG}},
+    "hub_endpoint": "https://hub.example.com",
+}
+
+
+class Task:
+    """The task with a host that answers ``found`` and a hub that answers ``hub``; what both were asked is kept."""
+
+    def __init__(self, monkeypatch: pytest.MonkeyPatch, found: dict[str, Any], hub: dict[str, Any]) -> None:
+        self.asked_host: list[Any] = []
+        self.asked_hub: list[Any] = []
+        self.hosts: list[Host] = []
+        self.plan = Plan()
+        self.module = object.__new__(action.ActionModule)
+        self.module._templar = cast(Any, SimpleNamespace(template=lambda text: text.replace("{{ token }}", "hf_x")))
+        monkeypatch.setattr(ActionBase, "run", lambda *_args: {})
+        monkeypatch.setattr(self.module, "_execute_module", lambda **asked: self.asked_host.append(asked) or found)  # type: ignore[func-returns-value]
+        monkeypatch.setattr(_hub, "fetch", lambda *asked: self.asked_hub.append(asked) or hub[asked[0]])  # type: ignore[func-returns-value]
+        monkeypatch.setattr(action, "make_plan", lambda _models, host: self.hosts.append(host) or self.plan)  # type: ignore[func-returns-value]
+
+    def run(self, **args: Any) -> dict[str, Any]:
+        self.module._task = cast(Any, SimpleNamespace(args={**ARGS, **args}))
+        return self.module.run(None, {"inventory_hostname": "gpu01", "vllm_plan_hf_token": "{{ token }}"})
+
+    @property
+    def host(self) -> Host:
+        (host,) = self.hosts
+        return host
+
+
+@pytest.fixture
+def task(monkeypatch: pytest.MonkeyPatch) -> Task:
+    hub = {
+        HUB: _hub.Metadata(CONFIG, 7, None),
+        "known/model": "known/model: the hub is silent",
+        "a/b": "a/b: the hub is silent",
+    }
+    return Task(monkeypatch, {**FOUND, "models": {PATH: {"config": CONFIG, "weights_bytes": 5, "problems": []}}}, hub)
+
+
+def test_what_the_inventory_says_reaches_the_plan(task: Task) -> None:
+    said: dict[str, Any] = {
+        "gpu_profile": "own", "base_engine_args": {"a": 1}, "engine_args": {"b": 1}, "env": {"C": "1"}, "first_port": 9000,
+        "since": [{"option": "x"}], "rules": {"y": 1}, "vllm_version": "0.30.0", "min_driver": "570", "allow_misfit": True,
+    }  # fmt: skip
+    task.run(**said, weights_dir="/weights/")
+    assert {name: getattr(task.host, name) for name in said} == said
+    assert (task.host.name, task.host.weights_dir, task.host.preview) == ("gpu01", "/weights", False)
+    assert (task.host.gpus, task.host.assigned) == (FOUND["gpus"], [])
+    assert task.host.profiles == ARGS["profiles"]
+    assert (task.host.known_gpus, task.host.known_models) == (ARGS["known_gpus"], ARGS["known_models"])
+
+
+def test_what_the_inventory_does_not_say(task: Task) -> None:
+    task.run()
+    assert task.host == Host(
+        name="gpu01",
+        gpus=FOUND["gpus"],
+        assigned=[],
+        profiles=ARGS["profiles"],
+        known_gpus=ARGS["known_gpus"],
+        known_models=ARGS["known_models"],
+        numbers={PATH: {"config": CONFIG, "weights_bytes": 5, "problems": [], "source": "the host"}},
+    )
+
+
+def test_the_host_is_asked_for_the_folders_of_its_models(task: Task) -> None:
+    task.run(models=[{"name": "a", "model": PATH}, {"name": "b", "model": HUB}], weights_dir="/weights")
+    (asked,) = task.asked_host
+    assert asked["module_name"] == "gpuops.vllm.host_info"
+    assert asked["module_args"] == {"models": [PATH, "/weights/org/llama"], "known_gpus": {"h100": H100}}
+    assert asked["task_vars"]["inventory_hostname"] == "gpu01"
+
+
+def test_a_host_that_cannot_be_asked_ends_it(task: Task, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(task.module, "_execute_module", lambda **_asked: {"failed": True, "msg": "no python"})
+    assert task.run() == {"failed": True, "msg": "no python"}
+    assert task.hosts == []
+
+
+@pytest.mark.parametrize(
+    ("preview", "declared", "asked", "kinds"),
+    [
+        (False, [], True, [""]),
+        (True, [], True, [""]),
+        # A host that is there has what it shows; for a look ahead it need not be there.
+        (False, ["h100"], True, [""]),
+        (True, ["h100"], False, ["h100"]),
+    ],
+)
+def test_which_gpus_are_planned_for(
+    task: Task, preview: bool, declared: list[str], asked: bool, kinds: list[str]
+) -> None:
+    task.run(preview=preview, gpus=declared)
+    assert bool(task.asked_host) is asked
+    assert [gpu.get("kind", "") for gpu in task.host.gpus] == kinds
+
+
+def test_declared_gpus_that_a_host_does_not_show_are_planned_for_and_refused(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    task = Task(monkeypatch, {**FOUND, "gpus": []}, {})
+    assert task.run(gpus=["h100"])["problems"] == [NOT_THERE]
+    assert [gpu["kind"] for gpu in task.host.gpus] == ["h100"]
+
+
+def test_the_hub_is_asked_for_what_the_host_does_not_have(task: Task) -> None:
+    models = [
+        {"name": "a", "model": PATH},
+        {"name": "b", "model": HUB, "revision": "v1"},
+        {"name": "c", "model": "/srv/x"},
+    ]
+    task.run(models=models, hub_timeout_s=9)
+    assert task.asked_hub == [(HUB, "v1", "https://hub.example.com", "hf_x", 9.0)]
+    assert task.host.numbers[HUB] == {"config": CONFIG, "weights_bytes": 7, "source": "the hub"}
+    assert set(task.host.numbers) == {PATH, HUB}
+
+
+@pytest.mark.parametrize("endpoint", ["", None])
+def test_no_hub_is_asked_where_none_is_named(task: Task, endpoint: str | None) -> None:
+    task.run(models=[{"name": "b", "model": HUB}], hub_endpoint=endpoint)
+    assert (task.asked_hub, task.host.numbers) == ([], {})
+
+
+def test_why_the_hub_has_nothing_is_told_of_models_that_nobody_knows(task: Task) -> None:
+    found = task.run(models=[{"name": "a", "model": "known/model"}, {"name": "b", "model": "a/b"}])
+    assert found["warnings"] == found["plan_warnings"] == ["a/b: the hub is silent"]
+
+
+def test_a_plan_that_works_is_handed_on(task: Task) -> None:
+    task.plan.instances.append({"name": "llama-0"})
+    assert task.run() == {
+        "changed": False, "instances": [{"name": "llama-0"}], "problems": [], "misfits": [], "plan_warnings": [],
+    }  # fmt: skip
+
+
+def test_a_plan_that_does_not_is_refused_and_only_shown_when_looking_ahead(task: Task) -> None:
+    task.plan.problems.append("a problem.")
+    task.plan.misfits.append("a misfit.")
+    assert task.run() == action.refusal(["a problem.", "a misfit."])
+    ahead = task.run(preview=True)
+    assert (ahead["problems"], ahead["misfits"], ahead.get("failed")) == (["a problem."], ["a misfit."], None)
+    task.plan.problems.clear()
+    assert task.run()["problems"] == ["a misfit."]
+
+
+def test_catalogues_and_gpus_that_are_wrong_are_told_together_and_before_anything_is_asked(task: Task) -> None:
+    found = task.run(gpus=["h900"], known_gpus={"own": {}}, known_models={"a/b": {}})
+    assert found["failed"] is True
+    assert [one.partition(" ")[0] for one in found["problems"]] == [
+        "vllm_plan_gpus[0].kind",
+        "vllm_plan_known_gpus.own.name",
+        "vllm_plan_known_gpus.own.memory_gib",
+        "vllm_plan_known_gpus.own.compute_capability",
+        "vllm_plan_known_models['a/b']",
+    ]
+    assert task.asked_host + task.asked_hub == []
+
+
+def test_entries_that_are_no_models_go_to_the_plan_and_nowhere_else(task: Task) -> None:
+    task.run(models=["text", None, {"model": 7}, {"name": "b", "model": HUB}])
+    assert [asked[0] for asked in task.asked_hub] == [HUB]

@@ -62,6 +62,10 @@ def test_the_guides_example_is_refused_and_its_first_way_out_is_the_measured_one
     (misfit,) = found.misfits
     assert misfit.startswith("'llama-0' does not fit on gpu01: of each GPU gpu-memory-utilization 0.9 takes 71.19 GiB;")
     assert "one request of 16,384 tokens needs 5.00 GiB." in misfit
+    (reason,) = found.instances[0]["fit"]["reasons"]
+    assert misfit.startswith(
+        f"'llama-0' does not fit on gpu01: {reason}\n  What fits, the smallest change first:\n  1. engine_args"
+    )
     first = found.instances[0]["fit"]["suggestions"][0]
     assert first["change"] == {"engine_args": {"kv-cache-dtype": "fp8", "gpu-memory-utilization": utilization}}
 
@@ -654,6 +658,18 @@ def test_a_gpu_that_cannot_serve_yet(changes: dict[str, Any], preview: bool, pro
     found = plan("Qwen/Qwen3-8B", host("h100-sxm-80gb", preview=preview, gpus=[{**where.gpus[0], **changes}]))
     for expected, told in ((problem, found.problems), (warning, found.warnings)):
         assert [one.startswith(expected) for one in told] == [True] * bool(expected)
+
+
+def test_without_a_least_driver_any_will_do_that_answers() -> None:
+    (gpu,) = host("h100-sxm-80gb").gpus
+    old = {**gpu, "source": "nvidia-smi", "driver_version": "1.0"}
+    assert plan("Qwen/Qwen3-8B", host("h100-sxm-80gb", gpus=[old], min_driver="")).problems == []
+    mute = host("h100-sxm-80gb", gpus=[{**gpu, "source": "sysfs"}], min_driver="")
+    assert plan("Qwen/Qwen3-8B", mute).problems == [
+        "gpu01 has GPUs (NVIDIA H100 80GB HBM3), but its NVIDIA driver does not answer. Install a driver, until nvidia-smi shows them."
+    ]
+    unused = host("h100-sxm-80gb", gpus=[gpu, {**old, "index": 1}])
+    assert plan("Qwen/Qwen3-8B", unused).problems == []
 
 
 def test_a_display_card_beside_the_gpu_is_left_alone() -> None:

@@ -59,6 +59,8 @@ DENSE = {"embedding": 64_000, "head": 64_000, "norms": 25 * 64, "attention": 12 
         ({**MLA, "index_head_dim": 8, "index_n_heads": 2},
          {"key and value": 0, "latent projections": 12 * 64 * 44, "attention": 12 * (24 * 8 * 12 + 16 * 8 * 16 + 8 * 8 * 64), "indexer": 12 * (24 * 2 * 8 + 64 * 10)}),
         (LINEAR, {"attention": 3 * 3 * 64 * 64, "key and value": 3 * 2 * 64 * 16, "linear attention": 9 * 64 * 128, "linear attention gates": 9 * (64 * 8 + 64 * 4)}),
+        ({**LINEAR, "linear_conv_kernel_dim": 2},
+         {"attention": 3 * 3 * 64 * 64, "key and value": 3 * 2 * 64 * 16, "linear attention": 9 * 64 * 128, "linear attention gates": 9 * (64 * 8 + 64 * 2)}),
         ({"extra_parameters": "1e3"}, {"other": 1000}),
         ({"vision_config": {"hidden_size": 16, "depth": 2}}, {"other": 2 * (4 * 16 * 16 + 2 * 16 * 64)}),
         ({"vision_config": {"hidden_size": 16, "num_hidden_layers": 3, "intermediate_size": 20}}, {"other": 3 * (4 * 16 * 16 + 2 * 16 * 20)}),
@@ -74,15 +76,16 @@ def test_the_tensors_of_a_small_model(changes: dict[str, Any], different: dict[s
 
 def test_each_kind_of_tensor_is_divided_in_its_own_way() -> None:
     kinds = {
-        tensor.name: tensor.kind
-        for changes in ({**EXPERTS, "n_shared_experts": 1, "first_k_dense_replace": 1}, {**MLA, "index_head_dim": 8, "index_n_heads": 2}, LINEAR)
+        (tensor.name, tensor.kind)
+        for changes in ({}, {**EXPERTS, "n_shared_experts": 1, "first_k_dense_replace": 1}, {**MLA, "index_head_dim": 8, "index_n_heads": 2}, LINEAR)
         for tensor in shape(**changes, extra_parameters=1).tensors
     }  # fmt: skip
-    assert kinds == {
+    expected = {
         "embedding": "embedding", "head": "embedding", "norms": "whole", "other": "whole", "router": "whole", "linear attention gates": "whole",
         "attention": "linear", "mlp": "linear", "shared experts": "linear", "linear attention": "linear",
         "key and value": "kv", "experts": "expert", "latent projections": "latent", "indexer": "latent",
     }  # fmt: skip
+    assert kinds == set(expected.items())
 
 
 @pytest.mark.parametrize(
@@ -110,6 +113,8 @@ def test_each_kind_of_tensor_is_divided_in_its_own_way() -> None:
         ({**LINEAR, "linear_conv_kernel_dim": 2}, "state_bytes", 2 * ((2 * 16 + 32) + 4 * 8 * 8)),
         ({"torch_dtype": "float32"}, "dtype_bytes", 4),
         ({"dtype": "float32"}, "dtype_bytes", 4),
+        ({"dtype": "float"}, "dtype_bytes", 4),
+        *(({"dtype": name}, "dtype_bytes", 2) for name in ("float16", "half", "bfloat16")),
         ({"torch_dtype": "unheard"}, "dtype_bytes", 2),
         ({"model_type": None}, "model_type", "unknown"),
     ],
@@ -137,12 +142,19 @@ def test_the_figures_of_a_small_model(changes: dict[str, Any], field: str, value
         ({"layer_types": ["attention"] * 13}, [(12, "full", False, 0)]),
         ({"attention_chunk_size": 512}, [(9, "chunked", False, 512), (3, "full", False, 0)]),
         (LINEAR, [(3, "full", False, 0), (9, "linear", False, 0)]),
+        ({**LINEAR, "layer_types": ["linear_attention", "full_attention"] * 6}, [(6, "full", False, 0), (6, "linear", False, 0)]),
         (MLA, [(12, "mla", False, 0)]),
         (EXPERTS, [(12, "full", True, 0)]),
         ({**EXPERTS, "first_k_dense_replace": 3}, [(3, "full", False, 0), (9, "full", True, 0)]),
         ({**EXPERTS, "decoder_sparse_step": 3}, [(8, "full", False, 0), (4, "full", True, 0)]),
         ({**EXPERTS, "interleave_moe_layer_step": 2}, [(6, "full", False, 0), (6, "full", True, 0)]),
         ({**EXPERTS, "mlp_only_layers": [0, 11]}, [(2, "full", False, 0), (10, "full", True, 0)]),
+        # Which layer is the one: it is told by its MLP.
+        ({**EXPERTS, "decoder_sparse_step": 2, "mlp_only_layers": [1]}, [(7, "full", False, 0), (5, "full", True, 0)]),
+        ({**EXPERTS, **LINEAR, "mlp_only_layers": [3]}, [(1, "full", False, 0), (2, "full", True, 0), (9, "linear", True, 0)]),
+        ({**EXPERTS, "attention_chunk_size": 512, "mlp_only_layers": [3]}, [(9, "chunked", True, 512), (1, "full", False, 0), (2, "full", True, 0)]),
+        ({**EXPERTS, "sliding_window": 128, "sliding_window_pattern": 3, "mlp_only_layers": [2]},
+         [(1, "full", False, 0), (3, "full", True, 0), (8, "sliding", True, 128)]),
         ({**EXPERTS, "moe_layers": [5]}, [(11, "full", False, 0), (1, "full", True, 0)]),
         ({"moe_layers": [5]}, [(12, "full", False, 0)]),
     ],
@@ -196,6 +208,7 @@ def test_where_a_quantisation_is_written(config: dict[Any, Any], section: Mappin
 
 # --- storage -------------------------------------------------------------------------------------------------
 
+NO_BLOCKS: tuple[Any, ...] = (None, [], 128)
 FP8_GROUP = {"group_0": {"weights": {"num_bits": 8}}}
 
 
@@ -203,7 +216,10 @@ FP8_GROUP = {"group_0": {"weights": {"num_bits": 8}}}
     ("section", "model_type", "linear", "expert"),
     [
         ({"quant_method": "fp8"}, "", 1.0, 1.0),
+        *(({"quant_method": "fp8", "weight_block_size": none}, "", 1.0, 1.0) for none in NO_BLOCKS),
         ({"quant_method": "fp8", "weight_block_size": [128, 128]}, "", 1 + 4 / 128**2, 1 + 4 / 128**2),
+        # The method that is named beats what is beside it.
+        ({"quant_method": "fp8", "quant_algo": "NVFP4"}, "", 1.0, 1.0),
         ({"quant_method": "fbgemm_fp8"}, "llama", 1.0, 1.0),
         # Of Llama 4 only the experts are quantised.
         ({"quant_method": "fbgemm_fp8"}, "llama4_text", 2.0, 1.0),

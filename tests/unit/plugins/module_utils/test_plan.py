@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 import yaml
-from ansible_collections.gpuops.vllm.plugins.module_utils import _gpus
+from ansible_collections.gpuops.vllm.plugins.module_utils import _gpus, _wanted
 from ansible_collections.gpuops.vllm.plugins.module_utils._plan import Host, known_model_problems, make_plan
 
 FOLDER = Path(__file__).parents[4] / "roles/vllm_plan/vars/main"
@@ -290,6 +290,10 @@ def test_what_two_models_claim_is_refused_with_both_named(models: list[dict[str,
     [
         ({"model": "name"}, f"vllm_models[0].model is 'name': {PATH_NEED}"),
         ({"model": "org/../../etc"}, f"vllm_models[0].model is 'org/../../etc': {PATH_NEED}"),
+        ({"model": "org/a..b"}, f"vllm_models[0].model is 'org/a..b': {PATH_NEED}"),
+        ({"model": "/srv/a\nb"}, f"vllm_models[0].model is '/srv/a\\nb': {PATH_NEED}"),
+        ({"model": None}, f"vllm_models[0].model is not set: {PATH_NEED}"),
+        ({"model": ["org/a"]}, f"vllm_models[0].model is ['org/a']: {PATH_NEED}"),
         ({"model": "org/.."}, f"vllm_models[0].model is 'org/..': {PATH_NEED}"),
         ({"model": "https://hub/a/b"}, f"vllm_models[0].model is 'https://hub/a/b': {PATH_NEED}"),
         ({"model": "/srv/../etc"}, f"vllm_models[0].model is '/srv/../etc': {PATH_NEED}"),
@@ -316,6 +320,7 @@ def test_what_two_models_claim_is_refused_with_both_named(models: list[dict[str,
         ({"gpus": 0}, "vllm_models[0].gpus is 0: needs a list of GPU numbers, for example [0, 1]. Correct it."),
         ({"gpus": [True]}, "vllm_models[0].gpus is [True]: needs a list of GPU numbers, for example [0, 1]. Correct it."),
         ({"gpus": [-1]}, "vllm_models[0].gpus is [-1]: needs a list of GPU numbers, for example [0, 1]. Correct it."),
+        ({"gpus": [0, "1"]}, "vllm_models[0].gpus is [0, '1']: needs a list of GPU numbers, for example [0, 1]. Correct it."),
         ({"gpus": [0, 0]}, "vllm_models[0].gpus is [0, 0]: names a GPU twice. Name each once."),
         ({"gpus": ["0"]}, "vllm_models[0].gpus is ['0']: needs a list of GPU numbers, for example [0, 1]. Correct it."),
         ({"engine_args": {"port": 9}}, "vllm_models[0].engine_args.port is set: the plan decides it. Remove it and use vllm_models[].port."),
@@ -329,6 +334,8 @@ def test_what_two_models_claim_is_refused_with_both_named(models: list[dict[str,
         ({"env": {"A": ["x"]}}, "vllm_models[0].env.A is no single line of text. Correct it."),
         ({"env": {"A": "x\0y"}}, "vllm_models[0].env.A is no single line of text. Correct it."),
         ({"env": {7: "x"}}, "vllm_models[0].env has the name 7: needs A-Z, 0-9 and '_'. Correct it."),
+        *(({"env": {name: "x"}}, f"vllm_models[0].env.{name} is set: the plan decides it. Remove it and use vllm_hf_token.") for name in ("HF_TOKEN", "HF_TOKEN_PATH", "HUGGING_FACE_HUB_TOKEN")),
+        ({"engine_args": {"hf_token": "x"}}, "vllm_models[0].engine_args.hf-token is set: the plan decides it. Remove it and use vllm_hf_token."),
         ({"env": {"a": "x"}}, "vllm_models[0].env has the name 'a': needs A-Z, 0-9 and '_'. Correct it."),
         ({"env": {"A": "x\ny"}}, "vllm_models[0].env.A is no single line of text. Correct it."),
         ({"profile": ["cpu"]}, "vllm_gpu_profile is ['cpu'] for 'llama': needs auto or one of a100_awq, a100_fp16, ada_fp8, b200_fp8, blackwell_fp8, cpu, generic_fp16, h100_fp8, h200_fp8. Correct it."),
@@ -354,6 +361,13 @@ def test_no_gpu_is_refused_with_the_ways_out() -> None:
 def test_a_gpu_that_no_profile_suits_is_refused() -> None:
     (message,) = refused([model()], host(UNKNOWN))
     assert message.startswith("vllm_gpu_profile is 'auto' and no profile suits Tesla V100 (15.0 GiB, 7.0) on gpu01:")
+
+
+def test_each_kind_of_gpu_that_no_profile_suits_is_named_once() -> None:
+    old = {**UNKNOWN, "name": "Old", "compute_capability": ""}
+    (message,) = refused([model(gpus=[0, 1, 2], tensor_parallel=3)], host(UNKNOWN, old, UNKNOWN))
+    assert "no profile suits Old (15.0 GiB, unknown), Tesla V100 (15.0 GiB, 7.0) on gpu01: needs one of a100" in message
+    assert message.endswith("h100_fp8, h200_fp8. Add one in vllm_plan_profiles.")
 
 
 def test_a_pinned_profile_that_the_gpu_cannot_run_is_refused_naming_both() -> None:
@@ -390,6 +404,35 @@ def test_a_new_model_never_moves_another() -> None:
     assert refused([model("new", port=8000), model("old")], where) == [
         "vllm_models: 'new-0' asks for port 8000, which 'old-0' has. Choose another port, or name port for both.",
     ]
+
+
+def test_only_absent_models_are_refused() -> None:
+    absent = model(state="absent")
+    assert refused([absent]) == [
+        "vllm_models has no model with state 'present': needs at least one. Add one, or take the host out of vllm_servers."
+    ]
+    assert refused([absent, "text"]) == [
+        "vllm_models[1] is 'text': needs a mapping with at least name and model. Rewrite it."
+    ]
+
+
+def test_a_problem_is_told_once() -> None:
+    assert len(refused([model(), model(), model()])) == 1
+    assert len(refused([model(replicas=2)], host())) == 1
+
+
+def test_options_are_spelt_as_on_the_command_line_but_for_what_is_below_one() -> None:
+    asked = {"max_num_seqs": 8, "some_config.inner_key": 1, "no-x": True}
+    (instance,) = planned([model(engine_args=asked)], host(gpu_profile="cpu"))
+    assert set(instance["engine_args"]) == {"dtype", "max-model-len", "max-num-seqs", "some-config.inner_key", "no-x"}
+
+
+@pytest.mark.parametrize(
+    ("value", "text"), [("x" * 58, f"'{'x' * 58}'"), ("x" * 59, f"'{'x' * 56}..."), (None, "not set"), ([None], "[None]")]
+)  # fmt: skip
+def test_a_value_is_shown_on_one_line_of_sixty_characters(value: object, text: str) -> None:
+    assert _wanted.shown(value) == text
+    assert len(text) <= 60
 
 
 def test_all_problems_are_told_at_once() -> None:
