@@ -7,8 +7,10 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from time import monotonic
 from typing import Any
 
+from ansible.module_utils.parsing.convert_bool import boolean
 from ansible.plugins.action import ActionBase
 from ansible_collections.gpuops.vllm.plugins.module_utils import _gpus, _hub
 from ansible_collections.gpuops.vllm.plugins.module_utils._plan import Host, Plan, known_model_problems, make_plan
@@ -27,11 +29,14 @@ class ActionModule(ActionBase):
         result = super().run(tmp, task_vars)
         variables = task_vars or {}
         args = self._task.args
-        preview = bool(args.get("preview"))
+        preview = boolean(args.get("preview") or False)
+        name = str(variables["inventory_hostname"])
         known_gpus, known_models = args.get("known_gpus") or {}, args.get("known_models") or {}
         declared, problems = _gpus.declared(args.get("gpus") or [], known_gpus)
         problems += _gpus.catalogue_problems(known_gpus, "vllm_plan_known_gpus")
         problems += known_model_problems(known_models)
+        if problems and preview:
+            return {**result, "instances": [], "problems": problems, "misfits": [], "plan_warnings": []}
         if problems:
             return {**result, **refusal(problems)}
         weights_dir = str(args.get("weights_dir") or "/var/lib/vllm/weights").rstrip("/")
@@ -57,7 +62,7 @@ class ActionModule(ActionBase):
         asked = [one for one in wanted if one not in numbers and is_hub_id(one)]
         from_hub, unanswered = self._ask_hub(asked, variables)
         host = Host(
-            name=str(variables["inventory_hostname"]),
+            name=name,
             # What a host shows is what it has; declared ones are for a plan without it.
             gpus=declared if preview and declared else found["gpus"] or declared,
             profiles=args["profiles"],
@@ -75,7 +80,7 @@ class ActionModule(ActionBase):
             vllm_version=str(args.get("vllm_version") or "0.32.0"),
             min_driver=str(args.get("min_driver") or ""),
             weights_dir=weights_dir,
-            allow_misfit=bool(args.get("allow_misfit")),
+            allow_misfit=boolean(args.get("allow_misfit") or False),
             preview=preview,
         )
         plan = make_plan(args["models"], host)
@@ -83,8 +88,9 @@ class ActionModule(ActionBase):
         plan.warnings += [problem for one, problem in unanswered.items() if one not in known_models]
         if (plan.problems or plan.misfits) and not preview:
             return {**result, **refusal(plan.problems + plan.misfits)}
-        if plan.warnings:
-            result["warnings"] = plan.warnings
+        if plan.warnings and not preview:
+            # Ansible shows a text that several hosts have only once.
+            result["warnings"] = [f"{name}: {warning}" for warning in plan.warnings]
         return {
             **result,
             "changed": False,
@@ -106,7 +112,10 @@ class ActionModule(ActionBase):
         revisions = revisions_of(self._task.args["models"], models)
         timeout_s = float(self._task.args.get("hub_timeout_s") or 4)
         with ThreadPoolExecutor(max_workers=8) as pool:
-            answers = pool.map(lambda one: _hub.fetch(one, revisions[one], endpoint, token, timeout_s), models)
+            deadline = monotonic() + timeout_s
+            answers = pool.map(
+                lambda one: _hub.fetch(one, revisions[one], endpoint, token, max(0.1, deadline - monotonic())), models
+            )
             answered = dict(zip(models, answers, strict=True))
         numbers = {
             one: {"config": answer.config, "weights_bytes": answer.weights_bytes, "source": "the hub"}

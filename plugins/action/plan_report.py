@@ -32,7 +32,7 @@ class ActionModule(ActionBase):
                 **result,
                 "failed": True,
                 "changed": changed,
-                "msg": f"Nothing was changed. The plan cannot work:\n{listed}",
+                "msg": f"No host was changed. The plan cannot work:\n{listed}",
             }
         return {**result, "changed": changed, "report": report}
 

@@ -51,6 +51,7 @@ class Options:
     gpus_on_host: int
     other_gpus: tuple[Mapping[str, Any], ...]
     utilization: float
+    highest_utilization: float
     max_model_len: int
     kv_is_fp8: bool
 
@@ -81,7 +82,7 @@ def _first(variants: Iterable[Variant], weigh: Weigh) -> list[Hit]:
 def _gentle(variant: Variant, options: Options, weigh: Weigh) -> list[Hit]:
     """Keep model, GPU and context: an FP8 KV cache, a higher utilization in steps of 0.01; both only where neither will do."""
     fp8 = [variant.with_args({"kv-cache-dtype": "fp8"})] if _takes_fp8_cache(variant, options) else []
-    first, last = round(options.utilization * 100) + 1, round(HIGHEST_UTILIZATION * 100)
+    first, last = round(options.utilization * 100) + 1, round(options.highest_utilization * 100)
     steps = [{"gpu-memory-utilization": step / 100} for step in range(first, last + 1)]
     alone = _first(fp8, weigh) + _first(map(variant.with_args, steps), weigh)
     return alone or _first((one.with_args(step) for one in fp8 for step in steps), weigh)
@@ -101,7 +102,10 @@ def _wider(now: Variant, shape: Shape, options: Options, weigh: Weigh) -> list[H
 
 def _shorter(now: Variant, options: Options, weigh: Weigh) -> list[Hit]:
     """Cut the context to what fits: as it is, else with a higher utilization, else with an FP8 KV cache as well."""
-    extras: list[dict[str, Any]] = [{}, {"gpu-memory-utilization": max(options.utilization, HIGHEST_UTILIZATION)}]
+    extras: list[dict[str, Any]] = [
+        {},
+        {"gpu-memory-utilization": max(options.utilization, options.highest_utilization)},
+    ]
     if _takes_fp8_cache(now, options):
         extras.append({**extras[-1], "kv-cache-dtype": "fp8"})
     for extra in extras:

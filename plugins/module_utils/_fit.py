@@ -40,6 +40,7 @@ class Case:
     pinned: bool
     gpus: Sequence[Mapping[str, Any]]
     gpus_free: int = 0
+    shared: bool = False
     changes: Mapping[str, Any] = field(default_factory=dict)
 
     @property
@@ -89,6 +90,10 @@ class Judge:
             return Outcome(arguments, report)
         if len(findings.problems) > before:
             report |= {"verdict": "refused", "reasons": findings.problems[before:]}
+            return Outcome(arguments, report)
+        method = str(arguments.values.get("quantization") or "")
+        if shape.storage is None and method and not method.startswith("fp8"):
+            report["reasons"] = [f"unknown: not checked, since the plan does not know what quantization {method} takes"]
             return Outcome(arguments, report)
         fit = self.fit(case, arguments, shape)
         report |= _figures(fit, case)
@@ -188,6 +193,8 @@ class Judge:
                 if gpu["kind"] != kind
             ),
             utilization=setting.utilization,
+            # Beside another instance there is no more to take.
+            highest_utilization=setting.utilization if case.shared else _advice.HIGHEST_UTILIZATION,
             max_model_len=setting.max_model_len,
             kv_is_fp8=setting.kv_fp8,
         )
@@ -327,5 +334,6 @@ def _reason(fit: Fit, utilization: float) -> str:
 def _ways_out(found: Sequence[Mapping[str, Any]]) -> str:
     if not found:
         return "\n  No change of one host that the plan knows would make it fit. Take a smaller model."
+    last = "\n  Or try all the same: vllm_plan_allow_misfit: true on this host."
     ways = "".join(f"\n  {number}. {one['text']}" for number, one in enumerate(found, start=1))
-    return f"\n  What fits, the smallest change first:{ways}"
+    return f"\n  What fits, the smallest change first:{ways}{last}"

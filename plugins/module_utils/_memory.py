@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import Any
 
 from ._model import DTYPE_BYTES, Shape, TensorKind
@@ -156,13 +156,6 @@ def fit(
         concurrency=concurrency,
         fits=longest > 0 and per_request <= checked,
     )
-
-
-def longest_that_fits(
-    shape: Shape, setting: Setting, memory_gib: float, version: tuple[int, ...], stored_bytes: int | None
-) -> int:
-    """Return the largest ``max-model-len`` (tokens) that this setting could serve, 0 where none."""
-    return fit(shape, replace(setting, max_model_len=0), memory_gib, version, stored_bytes).max_model_len
 
 
 def _longest(layout: KvLayout, blocks: int, in_flight: int, limit: int) -> int:

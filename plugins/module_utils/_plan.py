@@ -92,11 +92,15 @@ def make_plan(models: object, host: Host) -> Plan:
         return plan
     by_name = {model["name"]: model for model in wanted}
     judge = _fit.Judge(host)
-    taken = {gpu for instance in instances for gpu in instance["gpus"]}
+    taken = [gpu for instance in instances for gpu in instance["gpus"]]
     for instance in instances:
-        # How far it could spread: its own GPUs and those that nobody has.
-        free = len({gpu["index"] for gpu in host.gpus} - taken) + len(instance["gpus"])
-        _settle(instance, by_name[instance["model_name"]], judge, plan, free)
+        model = by_name[instance["model_name"]]
+        # How far it could spread: its own GPUs and its replicas' share of those of that kind that nobody has.
+        kinds = {gpu["name"] for gpu in host.gpus if gpu["index"] in instance["gpus"]}
+        spare = [gpu for gpu in host.gpus if gpu["index"] not in taken and gpu["name"] in kinds]
+        free = len(spare) // replicas(model) + len(instance["gpus"])
+        shared = any(taken.count(gpu) > 1 for gpu in instance["gpus"])
+        _settle(instance, model, judge, plan, free=free, shared=shared)
     _check_shared_gpus(instances, plan)
     _check_drivers(instances, host, plan)
     _finish(instances)
@@ -145,8 +149,10 @@ def _check_host(host: Host, plan: Plan) -> None:
         )
     floor = host.rules.get("security_floor", {})
     version = _profiles.version_tuple(host.vllm_version)
-    if len(version) < 2:
-        plan.problems.append(f"vllm_version is {shown(host.vllm_version)}: needs a version such as 0.32.0. Correct it.")
+    if len(version) < 3:
+        plan.problems.append(
+            f"vllm_version is {shown(host.vllm_version)}: needs a version of three numbers such as 0.32.0. Correct it."
+        )
     elif floor and version < _profiles.version_tuple(floor["version"]):
         plan.problems.append(
             f"vllm_version is {host.vllm_version}: needs {floor['version']} or newer, since older ones have known holes "
@@ -203,7 +209,9 @@ def _instance(model: Mapping[str, Any], replica: int, host: Host, plan: Plan) ->
     }
 
 
-def _settle(instance: dict[str, Any], model: Mapping[str, Any], judge: _fit.Judge, plan: Plan, free: int) -> None:
+def _settle(
+    instance: dict[str, Any], model: Mapping[str, Any], judge: _fit.Judge, plan: Plan, *, free: int, shared: bool
+) -> None:
     """Choose the profile by the GPUs that the instance has got, merge its arguments, and say whether it fits."""
     host = judge.host
     gpus = [gpu for gpu in host.gpus if gpu["index"] in instance["gpus"]]
@@ -218,9 +226,11 @@ def _settle(instance: dict[str, Any], model: Mapping[str, Any], judge: _fit.Judg
     before = len(plan.problems)
     _check_profile(instance, profile, gpus, host, plan.problems)
     if len(plan.problems) > before:
+        reasons = plan.problems[before:]
+        instance["fit"] = {"verdict": "refused", "numbers": "unknown", "reasons": reasons, "suggestions": []}
         return
     instance["env"] = {key: str(value) for key, value in profile.get("env", {}).items()} | instance["env"]
-    case = _fit.Case(model, model["model"], instance["profile"], pinned, gpus, gpus_free=free)
+    case = _fit.Case(model, model["model"], instance["profile"], pinned, gpus, gpus_free=free, shared=shared)
     outcome = judge.judge(case, plan)
     instance["engine_args"] = outcome.arguments.values
     instance["engine_args_from"] = outcome.arguments.origins

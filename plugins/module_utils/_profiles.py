@@ -190,11 +190,13 @@ def fit_model(
     pinned: bool,
 ) -> None:
     """Settle what the model itself forbids: a float16 that it overflows in, a context longer than it has, a second quantisation."""
-    _fit_dtype(arguments, shape, gpu, rules, name, findings, pinned=pinned)
-    _fit_context(arguments, shape, name, findings)
-    _check_quantization(arguments, shape, rules, name, findings)
+    before = len(findings.problems)
     if gpu is not None:
         _check_capability(arguments, shape, gpu, rules, name, findings)
+    _check_quantization(arguments, shape, rules, name, findings)
+    if len(findings.problems) == before:
+        _fit_dtype(arguments, shape, gpu, rules, name, findings, pinned=pinned)
+        _fit_context(arguments, shape, name, findings)
 
 
 def check_values(arguments: Arguments, name: str, findings: Findings) -> None:
@@ -256,7 +258,9 @@ def _fit_dtype(
     *,
     pinned: bool,
 ) -> None:
-    if str(arguments.values.get("dtype")) not in ("float16", "half") or shape.model_type not in rules["no_float16"]:
+    if str(arguments.values.get("dtype")) not in ("float16", "half") or shape.model_type not in rules.get(
+        "no_float16", ()
+    ):
         return
     asked = "dtype" in arguments.by_user
     can_bfloat16 = gpu is None or capability(gpu["compute_capability"]) >= (8, 0)
@@ -278,6 +282,9 @@ def _fit_context(arguments: Arguments, shape: Shape, name: str, findings: Findin
     wanted = arguments.values.get("max-model-len")
     if not isinstance(wanted, int) or not shape.max_position or wanted <= shape.max_position:
         return
+    # The user stretches the model himself, and vLLM checks that.
+    if any(key.partition(".")[0] == "hf-overrides" for key in arguments.values):
+        return
     if "max-model-len" in arguments.by_user:
         findings.problems.append(
             f"engine_args.max-model-len of '{name}' is {wanted}: the model takes {shape.max_position} tokens at most. Lower it."
@@ -291,7 +298,7 @@ def _check_quantization(
 ) -> None:
     wanted = arguments.values.get("quantization")
     method = shape.quantization
-    takes = rules["quantization_takes"].get(method)
+    takes = rules.get("quantization_takes", {}).get(method)
     if wanted is not None and method is not None and takes is not None and wanted not in takes:
         findings.problems.append(
             f"engine_args.quantization of '{name}' is {shown(wanted)}: its checkpoint is quantised already ({method}), and vLLM takes "
@@ -310,7 +317,7 @@ def _check_capability(
     have = capability(gpu["compute_capability"])
     where = f"GPU {gpu['index']} ({gpu['name']}, compute capability {gpu['compute_capability']})"
     method = shape.quantization or arguments.values.get("quantization")
-    needs = rules["quantization_capability"].get(method)
+    needs = rules.get("quantization_capability", {}).get(method)
     if needs and have < capability(needs):
         findings.problems.append(
             f"'{name}' is quantised by {method}, which needs compute capability {needs}: {where} is older. "

@@ -116,6 +116,9 @@ def _notes(report: Mapping[str, Any]) -> Iterable[str]:
     if any("unverified" in one["numbers"] for one in report["instances"]):
         yield ""
         yield "unverified: the catalogue has these models' numbers from memory; the hub or a folder on the host would tell exactly."
+    for host, warnings in report["warnings"].items():
+        yield ""
+        yield from (f"{host}: {warning}" for warning in warnings)
     for host in report["unreached"]:
         yield ""
-        yield f"{host}: not reached, not planned"
+        yield f"{host}: not planned, since it could not be reached or failed above"

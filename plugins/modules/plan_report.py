@@ -49,7 +49,7 @@ EXAMPLES = r"""
 RETURN = r"""
 report:
   description: What the JSON file holds. C(instances) with, each, C(name), C(host), C(profile), C(engine_args), C(weights_gib), C(kv_gib),
-    C(kv_tokens), C(max_concurrency), C(fits) (null where unknown), C(reasons) and C(suggestions); C(problems) and C(warnings) by host.
+    C(kv_tokens), C(max_concurrency), C(fits) (null where unknown or refused), C(reasons) and C(suggestions); C(problems) and C(warnings) by host.
   returned: success
   type: dict
 """

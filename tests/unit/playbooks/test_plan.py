@@ -119,6 +119,24 @@ def test_bad_input_is_told_in_a_sentence(tmp_path: Path, variables: dict[str, An
     assert "Traceback" not in done.stdout + done.stderr
 
 
+def test_a_slip_on_one_host_hides_no_other(tmp_path: Path) -> None:
+    hosts = {
+        "good": {"vllm_plan_gpus": ["h200-sxm-141gb"], "vllm_models": [GUIDE]},
+        "wrong": {"vllm_plan_gpus": ["h900"], "vllm_models": [GUIDE]},
+    }
+    done = play(inventory(tmp_path, **hosts))
+    assert done.returncode == 2
+    assert re.search(r"^good +llama-0 .* fits, unverified$", done.stdout, re.MULTILINE)
+    assert "- wrong: vllm_plan_gpus[0].kind is 'h900': needs" in done.stdout
+
+
+@pytest.mark.parametrize("options", [(), ("--tags", "service"), ("--check",)])
+def test_an_inventory_without_hosts_is_no_plan_that_works(tmp_path: Path, options: tuple[str, ...]) -> None:
+    done = play(inventory(tmp_path), *options)
+    assert done.returncode == 2
+    assert "The inventory has no host in the group vllm_servers" in done.stdout
+
+
 def test_the_readmes_example_says_what_the_readme_says(tmp_path: Path) -> None:
     section = (REPO / "README.md").read_text().partition("## Will it fit?")[2].partition("\n## ")[0]
     written, shown = (re.search(rf"```{kind}\n(.*?)```", section, re.DOTALL) for kind in ("yaml", "console"))

@@ -18,7 +18,7 @@ def gpu(kind: str, memory_gib: float = 80, capability: str = "9.0") -> dict[str,
 
 HERE = gpu("here")
 BIG, BIGGER, SMALL = gpu("big", 140), gpu("bigger", 180), gpu("small", 24)
-NOTHING = Options((), 8, (), 0.90, 16384, False)
+NOTHING = Options((), 8, (), 0.90, 0.95, 16384, False)
 SHAPE = Shape("llama", 64, 1000, 8, 8, 8, 256, 0, 0, (), (), 2, None, False, 4096)
 ARGS = "engine_args"
 

@@ -613,10 +613,10 @@ def test_a_version_with_known_holes_is_refused() -> None:
     )
 
 
-@pytest.mark.parametrize("version", ["latest", "", "1", None])
+@pytest.mark.parametrize("version", ["latest", "", "1", "0.29", 0.3, None])
 def test_a_version_that_is_none_is_refused(version: Any) -> None:
     (problem,) = plan("Qwen/Qwen3-8B", host("h100-sxm-80gb", vllm_version=version)).problems
-    assert "needs a version such as 0.32.0" in problem
+    assert "needs a version of three numbers such as 0.32.0" in problem
 
 
 def test_two_models_share_a_gpu_that_both_name_if_there_is_room() -> None:
@@ -677,3 +677,72 @@ def test_a_display_card_beside_the_gpu_is_left_alone() -> None:
     card = {"index": 0, "name": "NVIDIA T400", "memory_gib": 3.6, "compute_capability": "7.5"}
     found = only(plan("Qwen/Qwen3-8B", host(gpus=[card, {**gpus[0], "index": 1}])))
     assert (found["gpus"], found["profile"]) == ([1], "h100_fp8")
+
+
+# --- what a plan must not get wrong ---------------------------------------------------------------------------
+
+
+def test_mxfp4_weights_run_in_bfloat16_on_an_a100() -> None:
+    assert only(plan("openai/gpt-oss-20b", host("a100-sxm-80gb")))["engine_args"]["dtype"] == "bfloat16"
+
+
+def test_a_context_that_the_user_stretches_himself_is_left_to_vllm() -> None:
+    args = {"max-model-len": 65536, "hf-overrides": {"rope_parameters": {"rope_type": "yarn", "factor": 4.0}}}
+    assert plan("Qwen/Qwen3-32B", host("h200-sxm-141gb"), engine_args=args).problems == []
+
+
+def test_a_quantisation_that_the_plan_cannot_count_is_not_checked() -> None:
+    fit = only(plan(LLAMA, host("h100-sxm-80gb"), engine_args={"quantization": "mxfp8"}))["fit"]
+    assert (fit["verdict"], fit["reasons"]) == (
+        "not checked",
+        ["unknown: not checked, since the plan does not know what quantization mxfp8 takes"],
+    )
+
+
+def test_a_shared_gpu_has_no_higher_utilization_to_offer() -> None:
+    models = [
+        {
+            "name": "a",
+            "model": "Qwen/Qwen3-8B",
+            "served_as": ["a"],
+            "gpus": [0],
+            "engine_args": {"gpu-memory-utilization": 0.5},
+        },
+        {
+            "name": "b",
+            "model": "Qwen/Qwen3-32B",
+            "served_as": ["b"],
+            "gpus": [0],
+            "engine_args": {"gpu-memory-utilization": 0.45},
+        },
+    ]
+    found = make_plan(models, host("h100-sxm-80gb"))
+    assert [one["fit"]["verdict"] for one in found.instances] == ["fits", "does not fit"]
+    here = [way["change"] for way in found.instances[1]["fit"]["suggestions"] if "gpu" not in way["change"]]
+    assert not any(one.get("engine_args", {}).get("gpu-memory-utilization", 0) > 0.45 for one in here)
+
+
+@pytest.mark.parametrize(
+    ("gpus", "replicas", "caveat"),
+    [
+        ([{"kind": "h100-sxm-80gb", "count": 2}], 1, ""),
+        ([{"kind": "h100-sxm-80gb", "count": 3}], 2, " (the host has 1)"),
+        ([{"kind": "h100-sxm-80gb", "count": 4}], 2, ""),
+        (["h100-sxm-80gb", "l40s-48gb"], 1, " (the host has 1)"),
+    ],
+)
+def test_more_gpus_are_offered_with_what_the_host_has_of_them(gpus: list[Any], replicas: int, caveat: str) -> None:
+    found = plan(LLAMA, host(*gpus), replicas=replicas)
+    (way,) = [one for one in found.instances[0]["fit"]["suggestions"] if list(one["change"]) == ["tensor_parallel"]]
+    assert way["text"].startswith(f"tensor_parallel: 2{caveat} (")
+
+
+def test_a_pinned_profile_that_is_refused_is_refused_in_the_report_as_well() -> None:
+    found = plan("Qwen/Qwen3-8B", host("a100-sxm-80gb", gpu_profile="h100_fp8"))
+    assert found.instances[0]["fit"]["verdict"] == "refused"
+    assert found.instances[0]["fit"]["reasons"] == found.problems
+
+
+def test_a_misfit_names_the_way_around_it() -> None:
+    (misfit,) = plan(LLAMA_FP8, host("h100-sxm-80gb"), engine_args=GUIDE).misfits
+    assert misfit.endswith("\n  Or try all the same: vllm_plan_allow_misfit: true on this host.")

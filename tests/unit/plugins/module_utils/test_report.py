@@ -107,7 +107,7 @@ def test_numbers_from_memory_and_hosts_not_reached_are_told() -> None:
     text = _report.table(report(instance(fit={"numbers": "catalogue, unverified"}), unreached=["gpu02"]))
     assert "fits, unverified" in text
     assert "\nunverified: the catalogue has" in text
-    assert text.endswith("\n\ngpu02: not reached, not planned\n")
+    assert text.endswith("\n\ngpu02: not planned, since it could not be reached or failed above\n")
 
 
 def test_the_document_is_what_programs_read() -> None:
