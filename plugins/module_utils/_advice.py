@@ -146,7 +146,7 @@ def _entry(now: Variant, variant: Variant, fit: Fit, options: Options) -> dict[s
         words.append(f"model: {variant.model}")
     if variant.gpu is not now.gpu:
         change["gpu"] = variant.gpu["kind"]
-        words.append(f"a {variant.gpu['name']}")
+        words.append(f"{variant.tensor_parallel} x {variant.gpu['name']}")
     if variant.tensor_parallel != now.tensor_parallel:
         change["tensor_parallel"] = variant.tensor_parallel
         missing = "" if variant.tensor_parallel <= options.gpus_on_host else f" (the host has {options.gpus_on_host})"

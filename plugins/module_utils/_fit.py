@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
-from functools import cache
+from functools import cache, cached_property
 from typing import TYPE_CHECKING, Any
 
 from . import _advice, _gpus, _memory, _model, _profiles
@@ -70,6 +70,11 @@ class Judge:
         self.version = _profiles.version_tuple(host.vllm_version)
         self.numbers = cache(self._numbers)
         self.shape = cache(self._shape)
+
+    @cached_property
+    def kinds(self) -> list[_gpus.Gpu]:
+        """One GPU of each known kind."""
+        return _gpus.declared(list(self.host.known_gpus), self.host.known_gpus)[0]
 
     def judge(self, case: Case, findings: Findings) -> Outcome:
         """Return the outcome; what vLLM would refuse goes to ``findings``."""
@@ -189,7 +194,7 @@ class Judge:
             gpus_on_host=case.gpus_free,
             other_gpus=tuple(
                 gpu
-                for gpu in _gpus.declared(list(self.host.known_gpus), self.host.known_gpus)[0]
+                for gpu in self.kinds
                 if gpu["kind"] != kind
             ),
             utilization=setting.utilization,
@@ -204,13 +209,10 @@ class Judge:
         now = _memory.weights_gib(shape, setting, self.stored_bytes(source))
         found = []
         for other in self.host.known_models:
+            if other == source or not self.is_quantised(other):
+                continue
             candidate = self.shape(other)
-            if (
-                isinstance(candidate, str)
-                or other == source
-                or not candidate.storage
-                or not _same_model(candidate, shape)
-            ):
+            if isinstance(candidate, str) or not candidate.storage or not _same_model(candidate, shape):
                 continue
             size = _memory.weights_gib(candidate, setting, self.stored_bytes(other))
             if size < 0.98 * now:

@@ -323,6 +323,11 @@ def _check_capability(
             f"'{name}' is quantised by {method}, which needs compute capability {needs}: {where} is older. "
             "Take another checkpoint or another GPU."
         )
+    elif shape.indexer_dim and have < capability(rules.get("sparse_attention_capability")):
+        findings.problems.append(
+            f"'{name}' is a {shape.model_type} model, whose sparse attention needs compute capability "
+            f"{rules['sparse_attention_capability']}: {where} is older. Take another model or another GPU."
+        )
     elif _is_fp8(shape, str(method or "")) and have < (8, 9):
         findings.warnings.append(
             f"'{name}' has FP8 weights and {where} has no FP8 tensor cores: vLLM unpacks them (Marlin), which saves memory, not time."

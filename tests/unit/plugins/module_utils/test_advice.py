@@ -211,9 +211,9 @@ SAID = "(32,768 KV tokens, 2.0 requests of 16,384)"
          f"model: org/awq with engine_args: {{gpu-memory-utilization: 0.91}} {SAID}"),
         (lambda one: one.tensor_parallel == 2, change(NOTHING, gpus_on_host=2), f"tensor_parallel: 2 {SAID}"),
         (lambda one: one.tensor_parallel == 2, change(NOTHING, gpus_on_host=1), f"tensor_parallel: 2 (the host has 1) {SAID}"),
-        (lambda one: one.gpu is BIG, change(NOTHING, other_gpus=(BIG,), gpus_on_host=1), f"a NVIDIA big {SAID}"),
+        (lambda one: one.gpu is BIG, change(NOTHING, other_gpus=(BIG,), gpus_on_host=1), f"1 x NVIDIA big {SAID}"),
         (lambda one: one.gpu is BIG and one.tensor_parallel == 2, change(NOTHING, other_gpus=(BIG,), gpus_on_host=1),
-         f"a NVIDIA big with tensor_parallel: 2 {SAID}"),
+         f"2 x NVIDIA big with tensor_parallel: 2 {SAID}"),
     ],
 )  # fmt: skip
 def test_a_way_out_says_what_to_write_and_what_it_gives(

@@ -483,6 +483,8 @@ BAD_VALUES: tuple[tuple[tuple[str, ...], tuple[Any, ...], str], ...] = (
          "the profile 'a100_awq' of 'llama' needs a checkpoint quantised by awq, gptq, compressed-tensors: this one is fp8. Take such a checkpoint, or vllm_gpu_profile: auto."),
         ("t4-16gb", "openai/gpt-oss-20b", {},
          "'llama' is quantised by mxfp4, which needs compute capability 8.0: GPU 0 (Tesla T4, compute capability 7.5) is older. Take another checkpoint or another GPU."),
+        ("a100-sxm-80gb", "deepseek-ai/DeepSeek-V3.2", {},
+         "'llama' is a deepseek_v32 model, whose sparse attention needs compute capability 9.0: GPU 0 (NVIDIA A100-SXM4-80GB, compute capability 8.0) is older. Take another model or another GPU."),
     ],
 )  # fmt: skip
 def test_what_vllm_would_refuse_after_minutes_is_refused_at_once(
