@@ -36,6 +36,7 @@ def host(name: str, gpus: Sequence[Any], **changes: Any) -> Host:
             "base_engine_args": CATALOGUE["__vllm_plan_base_engine_args"],
             "known_models": CATALOGUE["__vllm_plan_known_models"],
             "known_gpus": known,
+            "options": CATALOGUE["__vllm_plan_options"],
             "since": CATALOGUE["__vllm_plan_option_since"],
             "rules": CATALOGUE["__vllm_plan_rules"],
             **changes,

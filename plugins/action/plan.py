@@ -17,7 +17,7 @@ from ansible_collections.gpuops.vllm.plugins.module_utils._plan import Host, Pla
 from ansible_collections.gpuops.vllm.plugins.module_utils._wanted import folder_of, is_hub_id, is_path
 
 #: What a host that is not asked shows.
-NOTHING: dict[str, Any] = {"gpus": [], "gpu_problem": "", "assigned": [], "models": {}}
+NOTHING: dict[str, Any] = {"gpus": [], "gpu_problem": "", "gpus_complete": True, "assigned": [], "models": {}}
 
 
 class ActionModule(ActionBase):
@@ -75,6 +75,7 @@ class ActionModule(ActionBase):
             numbers={**from_hub, **numbers},
             known_models=known_models,
             known_gpus=known_gpus,
+            options=args.get("options") or {},
             since=args.get("since") or (),
             rules=args.get("rules") or {},
             vllm_version=str(args.get("vllm_version") or "0.32.0"),
@@ -84,7 +85,7 @@ class ActionModule(ActionBase):
             preview=preview,
         )
         plan = make_plan(args["models"], host)
-        add_host_findings(plan, found, host, wanted)
+        add_host_findings(plan, found, host, wanted, declared)
         plan.warnings += [problem for one, problem in unanswered.items() if one not in known_models]
         if (plan.problems or plan.misfits) and not preview:
             return {**result, **refusal(plan.problems + plan.misfits)}
@@ -150,7 +151,13 @@ def _present(models: Iterable[Any]) -> list[Mapping[str, Any]]:
     return [one for one in models if isinstance(one, Mapping) and one.get("state", "present") == "present"]
 
 
-def add_host_findings(plan: Plan, found: Mapping[str, Any], host: Host, wanted: Iterable[str]) -> None:
+def _kind(gpu: Mapping[str, Any]) -> str:
+    return str(gpu.get("kind") or gpu.get("name"))
+
+
+def add_host_findings(
+    plan: Plan, found: Mapping[str, Any], host: Host, wanted: Iterable[str], declared: Sequence[Mapping[str, Any]]
+) -> None:
     """Add what the host itself shows: broken model folders, and GPUs that do not answer where GPUs are wanted."""
     for one in wanted:
         folder = folder_of(one, host.weights_dir)
@@ -167,7 +174,13 @@ def add_host_findings(plan: Plan, found: Mapping[str, Any], host: Host, wanted: 
             f"vllm_plan_gpus declares GPUs, and {host.name} shows none: only playbooks/plan.yml works with GPUs that are not there. "
             "Put them in, or remove vllm_plan_gpus."
         )
+    here, said = (sorted(map(_kind, gpus)) for gpus in (found["gpus"], declared))
+    if found["gpus"] and declared and here != said:
+        plan.warnings.append(
+            f"vllm_plan_gpus declares {', '.join(said)}, and {host.name} shows {', '.join(here)}: what it shows counts. Correct or remove vllm_plan_gpus."
+        )
     if found["gpu_problem"]:
         # A GPU that is gone moves the numbers of those behind it, and running instances would change places.
         serving = any(one.get("gpus") for one in found["assigned"])
-        (plan.problems if serving and not host.preview else plan.warnings).append(found["gpu_problem"])
+        blocks = serving and not found["gpus_complete"] and not host.preview
+        (plan.problems if blocks else plan.warnings).append(found["gpu_problem"])

@@ -1,7 +1,7 @@
 # Copyright (c) 2026 The gpuops.vllm authors
 # GNU General Public License v3.0+ (see LICENSE or https://www.gnu.org/licenses/gpl-3.0.txt)
 # SPDX-License-Identifier: GPL-3.0-or-later
-"""Prints the plans of all hosts as one table, writes them as JSON, and fails where one cannot work."""
+"""Prints the plans of all hosts as one table, writes them as JSON, and returns what cannot work."""
 
 from __future__ import annotations
 
@@ -26,15 +26,7 @@ class ActionModule(ActionBase):
         self._display.display("\n" + _report.table(report))
         path = self._task.args.get("path") or ""
         changed = bool(path) and self._write(Path(path).expanduser(), json.dumps(report, indent=2) + "\n")
-        if stands_against := _report.failures(report):
-            listed = "\n".join(f"- {one}" for one in stands_against)
-            return {
-                **result,
-                "failed": True,
-                "changed": changed,
-                "msg": f"No host was changed. The plan cannot work:\n{listed}",
-            }
-        return {**result, "changed": changed, "report": report}
+        return {**result, "changed": changed, "report": report, "failures": _report.failures(report)}
 
     def _write(self, path: Path, text: str) -> bool:
         """Write the file where its content differs; say in check mode whether it would."""

@@ -11,9 +11,9 @@ from typing import Any, Protocol
 
 from ._memory import Fit
 from ._model import Shape
-from ._profiles import capability
+from ._profiles import capability, runs
 
-#: Above this the CUDA context and NCCL have no room beside what vLLM takes.
+#: Above this the CUDA context and NCCL may have no room beside what vLLM takes.
 HIGHEST_UTILIZATION = 0.95
 #: GPUs of one host that tensor parallelism is tried over.
 TENSOR_PARALLEL = (2, 4, 8)
@@ -45,11 +45,16 @@ class Weigh(Protocol):
 
 @dataclass(frozen=True)
 class Options:
-    """What there is to choose from: checkpoints of the same model, free GPUs of the same kind, other kinds of GPU."""
+    """What there is to choose from: checkpoints of the same model, free GPUs of the same kind, other GPUs of this host with their
+    numbers, other kinds of GPU. ``pinned_profile`` is None under auto; ``drops`` are keys of the model that hold for what it is now only.
+    """
 
     checkpoints: tuple[str, ...]
     gpus_on_host: int
+    here: tuple[tuple[Mapping[str, Any], tuple[int, ...]], ...]
     other_gpus: tuple[Mapping[str, Any], ...]
+    pinned_profile: Mapping[str, Any] | None
+    drops: tuple[str, ...]
     utilization: float
     highest_utilization: float
     max_model_len: int
@@ -59,9 +64,10 @@ class Options:
 def suggestions(now: Variant, shape: Shape, options: Options, weigh: Weigh) -> list[dict[str, Any]]:
     """Return the changes that make it fit, in the order of how much they keep of what was asked for.
 
-    Each has ``text``, ``change`` (what to write where), ``kv_tokens`` and ``max_concurrency``.
+    Each has ``text``, ``change`` (what to write where; null for what goes away), ``kv_tokens`` and ``max_concurrency``.
     """
-    hits = _gentle(now, options, weigh)
+    hits = _first((replace(now, gpu=gpu) for gpu, _numbers in options.here), weigh)
+    hits += _gentle(now, options, weigh)
     for checkpoint in options.checkpoints:
         hits += _least(replace(now, model=checkpoint), options, weigh)
     hits += _wider(now, shape, options, weigh)
@@ -140,23 +146,36 @@ def _takes_fp8_cache(variant: Variant, options: Options) -> bool:
 
 def _entry(now: Variant, variant: Variant, fit: Fit, options: Options) -> dict[str, Any]:
     change: dict[str, Any] = {}
-    words = []
+    words, without = [], []
+    numbers = next((numbers for gpu, numbers in options.here if gpu is variant.gpu), None)
     if variant.model != now.model:
         change["model"] = variant.model
         words.append(f"model: {variant.model}")
-    if variant.gpu is not now.gpu:
+        without += [key for key in options.drops if key == "revision"]
+    if numbers is not None:
+        change["gpus"] = list(numbers)
+        words.append(f"gpus: {list(numbers)} ({variant.gpu['name']})")
+    elif variant.gpu is not now.gpu:
         change["gpu"] = variant.gpu["kind"]
         words.append(f"{variant.tensor_parallel} x {variant.gpu['name']}")
+    if variant.gpu is not now.gpu and options.pinned_profile and not runs(variant.gpu, options.pinned_profile):
+        change["profile"] = "auto"
+        words.append("profile: auto")
     if variant.tensor_parallel != now.tensor_parallel:
         change["tensor_parallel"] = variant.tensor_parallel
-        missing = "" if variant.tensor_parallel <= options.gpus_on_host else f" (the host has {options.gpus_on_host})"
+        missing = (
+            "" if variant.tensor_parallel <= options.gpus_on_host else f" (the host has {options.gpus_on_host} for it)"
+        )
         words.append(f"tensor_parallel: {variant.tensor_parallel}{missing if variant.gpu is now.gpu else ''}")
+        without += [key for key in options.drops if key == "gpus"]
     if variant.engine_args:
         change["engine_args"] = dict(variant.engine_args)
         args = ", ".join(f"{key}: {value}" for key, value in sorted(variant.engine_args.items()))
         words.append(f"engine_args: {{{args}}}")
+    change |= dict.fromkeys(without)
+    text = " with ".join(words) + "".join(f", without {key}" for key in without)
     return {
-        "text": f"{' with '.join(words)} ({fit.kv_tokens:,} KV tokens, {fit.concurrency:.1f} requests of {fit.max_model_len:,})",
+        "text": f"{text} ({fit.kv_tokens:,} KV tokens, {fit.concurrency:.1f} requests of {fit.max_model_len:,})",
         "change": change,
         "kv_tokens": fit.kv_tokens,
         "max_concurrency": round(fit.concurrency, 2),

@@ -14,11 +14,18 @@ from . import _advice, _gpus, _memory, _model, _profiles
 from ._memory import Fit, Setting
 from ._model import Shape
 from ._profiles import Arguments, Findings
+from ._wanted import is_path
 
 if TYPE_CHECKING:
     from ._plan import Host
 
 UNVERIFIED = "recalled"
+CONTEXT_GIB = _memory.CONTEXT_GIB
+QUANTIZATION_KEYS = ("quantization_config", "compression_config")
+#: Options that load something beside the model, which is not counted.
+UNCOUNTED = ("speculative-config", "spec-model", "enable-lora")
+#: What the KV cache may hold, by the beginning of its name, for the plan to count it.
+COUNTED_CACHES = ("auto", "fp8", "bfloat16", "float16")
 
 
 @dataclass(frozen=True)
@@ -31,6 +38,17 @@ class Numbers:
 
 
 @dataclass(frozen=True)
+class Room:
+    """What there is beside an instance: GPUs it could spread over (its own and free ones of that kind), sets of free GPUs of other kinds
+    that it could move to, each with its numbers, and the utilization that others take of its GPUs.
+    """
+
+    gpus_free: int = 0
+    elsewhere: tuple[tuple[Mapping[str, Any], tuple[int, ...]], ...] = ()
+    taken: float = 0.0
+
+
+@dataclass(frozen=True)
 class Case:
     """One instance to judge: the model as the inventory has it, and the GPUs it would run on."""
 
@@ -39,8 +57,8 @@ class Case:
     profile: str
     pinned: bool
     gpus: Sequence[Mapping[str, Any]]
-    gpus_free: int = 0
-    shared: bool = False
+    env: Mapping[str, str] = field(default_factory=dict)
+    room: Room = field(default_factory=Room)
     changes: Mapping[str, Any] = field(default_factory=dict)
 
     @property
@@ -79,14 +97,21 @@ class Judge:
     def judge(self, case: Case, findings: Findings) -> Outcome:
         """Return the outcome; what vLLM would refuse goes to ``findings``."""
         numbers = self.numbers(case.source)
-        report: dict[str, Any] = {"verdict": "not checked", "numbers": numbers.source, "reasons": [], "suggestions": []}
+        report = {
+            **where(case.gpus),
+            "verdict": "not checked",
+            "numbers": numbers.source,
+            "reasons": [],
+            "suggestions": [],
+        }
         before = len(findings.problems)
         arguments = self.arguments(case, findings)
+        _profiles.check_options(arguments, self.host.options, self.host.vllm_version, case.name, findings)
         _profiles.check_values(arguments, case.name, findings)
         shape = self.shape(case.source)
         if isinstance(shape, str):
             if case.smallest is not None:
-                report["reasons"] = [f"unknown: not checked, since {shape}"]
+                report["reasons"] = [f"unknown: not checked, since {shape}{_not_asked(case)}"]
             return Outcome(arguments, report)
         if len(findings.problems) == before:
             self.settle(case, arguments, shape, findings)
@@ -96,15 +121,25 @@ class Judge:
         if len(findings.problems) > before:
             report |= {"verdict": "refused", "reasons": findings.problems[before:]}
             return Outcome(arguments, report)
-        method = str(arguments.values.get("quantization") or "")
-        if shape.storage is None and method and not method.startswith("fp8"):
-            report["reasons"] = [f"unknown: not checked, since the plan does not know what quantization {method} takes"]
+        if unknown := _uncountable(arguments, shape):
+            report["reasons"] = [f"unknown: not checked, since the plan does not know what {unknown} takes"]
             return Outcome(arguments, report)
+        setting = self.setting(case, arguments, shape)
         fit = self.fit(case, arguments, shape)
-        report |= _figures(fit, case)
+        report |= _figures(fit)
+        if fit.fits and (beside := [key for key in UNCOUNTED if _asks_for(arguments, key)]):
+            report |= {
+                "verdict": "not checked",
+                "reasons": [f"it fits without {beside[0]}, whose memory the plan does not count"],
+            }
         if fit.fits:
+            if setting.max_model_len and fit.concurrency < _advice.MARGIN:
+                findings.warnings.append(
+                    f"'{case.name}' fits with nothing to spare ({fit.concurrency:.2f} requests of {fit.max_model_len:,} tokens), and the count may be "
+                    "off by a twentieth. Lower max-model-len a little, or expect vLLM to refuse."
+                )
             return Outcome(arguments, report)
-        reason = _reason(fit, self.setting(case, arguments, shape).utilization)
+        reason = _reason(fit, setting, float(case.smallest["memory_gib"]))
         found = _advice.suggestions(
             _advice.Variant(case.source, case.smallest, len(case.gpus)),
             shape,
@@ -112,7 +147,13 @@ class Judge:
             lambda variant: self.weigh(case, variant),
         )
         report |= {"reasons": [reason], "suggestions": found}
-        return Outcome(arguments, report, reason + _ways_out(found))
+        return Outcome(arguments, report, reason + _ways_out(found, allowed=self.host.allow_misfit))
+
+    def utilization(self, case: Case) -> float:
+        """Return the part of its GPUs' memory that a case takes, 0 for a value that is none."""
+        given = self.arguments(case, Findings()).values.get("gpu-memory-utilization")
+        taken = _profiles.DEFAULT_UTILIZATION if given is None else given
+        return float(taken) if _profiles.is_utilization(taken) else 0.0
 
     # --- arguments -------------------------------------------------------------------------------------------
 
@@ -143,7 +184,7 @@ class Judge:
         if only and shape.quantization not in only:
             findings.problems.append(
                 f"the profile '{case.profile}' of '{case.name}' needs a checkpoint quantised by {', '.join(only)}: this one is "
-                f"{shape.quantization or 'not quantised'}. Take such a checkpoint, or vllm_gpu_profile: auto."
+                f"{shape.quantization or 'not quantised'}. Take such a checkpoint{self.quantised_by(only, case.source)}, or vllm_gpu_profile: auto."
             )
         width = len(case.gpus)
         if problem := _cannot_divide(shape, width):
@@ -160,7 +201,11 @@ class Judge:
         gpu = case.smallest or {"memory_gib": 0, "name": ""}
         said = {key: value for key, value in arguments.values.items() if value is not None}
         setting = _memory.setting_of({**default_batch(gpu), **said}, shape, len(case.gpus))
-        return replace(setting, hopper=_profiles.capability(gpu.get("compute_capability"))[0] == 9)
+        return replace(
+            setting,
+            hopper=_profiles.capability(gpu.get("compute_capability"))[0] == 9,
+            graphs=setting.graphs and case.env.get("VLLM_MEMORY_PROFILER_ESTIMATE_CUDAGRAPHS") != "0",
+        )
 
     # --- what would fit --------------------------------------------------------------------------------------
 
@@ -168,7 +213,8 @@ class Judge:
         """Return the fit of a variant of the case, None where vLLM would refuse it."""
         shape = self.shape(variant.model)
         profile = case.profile
-        if variant.gpu is not case.smallest:
+        pinned = case.pinned and _profiles.runs(variant.gpu, self.host.profiles[profile])
+        if variant.gpu is not case.smallest and not pinned:
             profile = _profiles.auto([variant.gpu], self.host.profiles) or ""
         if isinstance(shape, str) or not profile:
             return None
@@ -176,8 +222,9 @@ class Judge:
             model=case.model,
             source=variant.model,
             profile=profile,
-            pinned=case.pinned,
+            pinned=pinned,
             gpus=[variant.gpu] * variant.tensor_parallel,
+            env=case.env,
             changes=variant.engine_args,
         )
         findings = Findings()
@@ -190,29 +237,38 @@ class Judge:
         setting = self.setting(case, arguments, shape)
         kind = (case.smallest or {}).get("kind")
         return _advice.Options(
-            checkpoints=tuple(self.smaller_checkpoints(case.source, shape, setting)),
-            gpus_on_host=case.gpus_free,
-            other_gpus=tuple(
-                gpu
-                for gpu in self.kinds
-                if gpu["kind"] != kind
-            ),
+            checkpoints=tuple(self.smaller_checkpoints(case, shape, setting)),
+            gpus_on_host=case.room.gpus_free,
+            here=case.room.elsewhere,
+            other_gpus=tuple(gpu for gpu in self.kinds if gpu["kind"] != kind),
+            pinned_profile=self.host.profiles[case.profile] if case.pinned else None,
+            drops=tuple(key for key in ("gpus", "revision") if case.model.get(key)),
             utilization=setting.utilization,
-            # Beside another instance there is no more to take.
-            highest_utilization=setting.utilization if case.shared else _advice.HIGHEST_UTILIZATION,
+            highest_utilization=max(setting.utilization, round(_advice.HIGHEST_UTILIZATION - case.room.taken, 2)),
             max_model_len=setting.max_model_len,
             kv_is_fp8=setting.kv_fp8,
         )
 
-    def smaller_checkpoints(self, source: str, shape: Shape, setting: Setting) -> list[str]:
+    def family(self, source: str) -> list[str]:
+        """Return known checkpoints of the same model: those that name it, or that it names, as their base."""
+        known = self.host.known_models
+        base = known.get(source, {}).get("base") or source
+        return [other for other, entry in known.items() if other != source and entry.get("base") == base]
+
+    def quantised_by(self, methods: Sequence[str], source: str) -> str:
+        """Return known checkpoints of the same model that one of these methods quantised, for a sentence."""
+        shapes = {other: self.shape(other) for other in self.family(source)}
+        found = [other for other, one in shapes.items() if isinstance(one, Shape) and one.quantization in methods]
+        return f" ({' or '.join(found)})" if found else ""
+
+    def smaller_checkpoints(self, case: Case, shape: Shape, setting: Setting) -> list[str]:
         """Return known checkpoints of the same model that take less memory, those that keep most of it first."""
-        now = _memory.weights_gib(shape, setting, self.stored_bytes(source))
+        now = _memory.weights_gib(shape, setting, self.stored_bytes(case.source))
+        fp8_cache = _profiles.capability((case.smallest or {}).get("compute_capability")) >= (8, 9)
         found = []
-        for other in self.host.known_models:
-            if other == source or not self.is_quantised(other):
-                continue
+        for other in self.family(case.source):
             candidate = self.shape(other)
-            if isinstance(candidate, str) or not candidate.storage or not _same_model(candidate, shape):
+            if isinstance(candidate, str) or not candidate.storage or (candidate.kv_cache_fp8 and not fp8_cache):
                 continue
             size = _memory.weights_gib(candidate, setting, self.stored_bytes(other))
             if size < 0.98 * now:
@@ -229,7 +285,7 @@ class Judge:
         config = read["config"]
         if known.config and isinstance(_shape_of(config), str):
             # Some files of the hub leave out what transformers has as a default.
-            config = {**known.config, **{key: config[key] for key in config if "quantization" in key}}
+            config = {**known.config, **{key: config[key] for key in config if key in QUANTIZATION_KEYS}}
         return Numbers(config, read.get("weights_bytes"), read["source"])
 
     def _known(self, source: str) -> Numbers:
@@ -296,20 +352,47 @@ def _undivided(shape: Shape, width: int) -> str:
     return ""
 
 
-def _same_model(one: Shape, other: Shape) -> bool:
-    def outline(shape: Shape) -> tuple[int, ...]:
-        return (shape.hidden_size, shape.layer_count, shape.vocab_size, shape.parameters)
+def _asks_for(arguments: Arguments, option: str) -> bool:
+    """Whether an option is set, as a whole or one field of it."""
+    return any(
+        key.partition(".")[0] == option and value not in (None, False) for key, value in arguments.values.items()
+    )
 
-    return outline(one) == outline(other)
+
+def _uncountable(arguments: Arguments, shape: Shape) -> str:
+    """Return the argument that the maths knows nothing of, "" where there is none."""
+    method, cache = (str(arguments.values.get(key) or "") for key in ("quantization", "kv-cache-dtype"))
+    if shape.storage is None and method and not method.startswith("fp8"):
+        return f"quantization {method}"
+    return f"kv-cache-dtype {cache}" if cache and not cache.startswith(COUNTED_CACHES) else ""
 
 
-def _figures(fit: Fit, case: Case) -> dict[str, Any]:
-    gpu = case.smallest or {}
+def _not_asked(case: Case) -> str:
+    """Return why a folder is not known where the host is not asked, and what to do."""
+    if not is_path(case.source) or (case.smallest or {}).get("source") != "declared":
+        return ""
+    return (
+        ". With GPUs from vllm_plan_gpus the host is not asked for its folder: name the hub's id as model, "
+        "add it to vllm_plan_known_models, or remove vllm_plan_gpus"
+    )
+
+
+def where(gpus: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
+    """Return what a report says of an instance's GPUs: ``gpu_kind`` has each kind once, ``gpu`` the one with the least memory."""
+    if not gpus:
+        return {}
+    gpu = min(gpus, key=lambda one: float(one["memory_gib"]))
+    return {
+        "gpu": gpu["name"],
+        "gpu_kind": " and ".join(dict.fromkeys(str(one.get("kind") or one["name"]) for one in gpus)),
+        "gpu_gib": round(float(gpu["memory_gib"]), 2),
+        "gpu_source": gpu.get("source", "declared"),
+    }
+
+
+def _figures(fit: Fit) -> dict[str, Any]:
     return {
         "verdict": "fits" if fit.fits else "does not fit",
-        "gpu": gpu["name"],
-        "gpu_kind": gpu.get("kind", ""),
-        "gpu_gib": round(float(gpu["memory_gib"]), 2),
         "budget_gib": round(fit.budget_gib, 2),
         "weights_gib": round(fit.weights_gib, 2),
         "activation_gib": round(fit.activation_gib, 2),
@@ -323,19 +406,25 @@ def _figures(fit: Fit, case: Case) -> dict[str, Any]:
     }
 
 
-def _reason(fit: Fit, utilization: float) -> str:
+def _reason(fit: Fit, setting: Setting, memory_gib: float) -> str:
     graphs = f", CUDA graphs {fit.graphs_gib:.2f}" if fit.graphs_gib else ""
+    parts = f"weights {fit.weights_gib:.2f}, activation of the first start {fit.activation_gib:.2f}, libraries {fit.non_torch_gib:.2f}{graphs}"
+    request = f"one request of {fit.max_model_len:,} tokens needs {fit.request_gib:.2f} GiB"
+    if setting.kv_cache_bytes:
+        return (
+            f"each GPU has {memory_gib:.2f} GiB; {parts}, the CUDA context {_memory.CONTEXT_GIB:.2f} and the KV cache of {fit.kv_gib:.2f} GiB that "
+            f"kv-cache-memory-bytes asks for must fit into it, and {request}."
+        )
     left = f"{fit.kv_gib:.2f} GiB" if fit.kv_gib > 0 else f"nothing ({fit.kv_gib:.2f} GiB)"
     return (
-        f"of each GPU gpu-memory-utilization {utilization} takes {fit.budget_gib:.2f} GiB; weights {fit.weights_gib:.2f}, activation of the first start "
-        f"{fit.activation_gib:.2f}, libraries {fit.non_torch_gib:.2f}{graphs} leave {left} for the KV cache, and one request of {fit.max_model_len:,} "
-        f"tokens needs {fit.request_gib:.2f} GiB."
+        f"of each GPU gpu-memory-utilization {setting.utilization} takes {fit.budget_gib:.2f} GiB; {parts} leave {left} for the KV cache, and "
+        f"{request}."
     )
 
 
-def _ways_out(found: Sequence[Mapping[str, Any]]) -> str:
+def _ways_out(found: Sequence[Mapping[str, Any]], *, allowed: bool) -> str:
     if not found:
         return "\n  No change of one host that the plan knows would make it fit. Take a smaller model."
-    last = "\n  Or try all the same: vllm_plan_allow_misfit: true on this host."
     ways = "".join(f"\n  {number}. {one['text']}" for number, one in enumerate(found, start=1))
+    last = "" if allowed else "\n  Or try all the same: vllm_plan_allow_misfit: true on this host."
     return f"\n  What fits, the smallest change first:{ways}{last}"

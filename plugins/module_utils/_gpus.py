@@ -13,7 +13,7 @@ import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, TypedDict
+from typing import Any, NamedTuple, TypedDict
 
 from ansible_collections.gpuops.vllm.plugins.module_utils import _nvidia_smi
 
@@ -59,27 +59,39 @@ class PciGpu:
     device_id: str
 
 
+class Found(NamedTuple):
+    """What a host shows: its GPUs, what is wrong with them (one line, "" for nothing), and whether there is an NVSwitch.
+
+    ``complete`` is false where a GPU is missing or none can be asked: those behind it may have other numbers than before.
+    """
+
+    gpus: list[Gpu]
+    problem: str
+    nvswitch: bool
+    complete: bool
+
+
 # --- what is there ---------------------------------------------------------------------------------------------
 
 
-def read(run: _nvidia_smi.Run, sysfs_root: Path, catalogue: Catalogue) -> tuple[list[Gpu], str, bool]:
-    """Return the GPUs, what is wrong with them (one line, "" for nothing), and whether there is an NVSwitch.
-
-    ``run`` executes a command, as `_nvidia_smi.run` does; ``sysfs_root`` is /sys.
-    """
+def read(run: _nvidia_smi.Run, sysfs_root: Path, catalogue: Catalogue) -> Found:
+    """Return the GPUs of this host. ``run`` executes a command, as `_nvidia_smi.run` does; ``sysfs_root`` is /sys."""
     known = _known(catalogue)
     on_bus, too_old = pci_gpus(sysfs_root)
     answer = _nvidia_smi.read(run)
     if answer is not None and answer.complete and (answer.rows or answer.lost):
         gpus = [_shown_gpu(index, row, on_bus, known) for index, row in enumerate(answer.rows)]
-        problems = [*answer.problems, *_missing(answer, on_bus, known), *_live_problems(gpus)]
+        missing = _missing(answer, on_bus, known)
+        problems = [*answer.problems, *missing, *_live_problems(gpus)]
+        complete = not missing and not answer.lost
     else:
         driver = _line(sysfs_root / "module/nvidia/version")
         gpus = [_bare_gpu(index, device, driver, known) for index, device in enumerate(on_bus)]
         problems = [*(answer.problems if answer else ()), *_unknown(gpus)]
         if too_old and not gpus:
             problems.append(_too_old(too_old))
-    return gpus, " ".join(problems), has_nvswitch(sysfs_root)
+        complete = answer is None
+    return Found(gpus, " ".join(problems), has_nvswitch(sysfs_root), complete)
 
 
 def pci_gpus(sysfs_root: Path) -> tuple[list[PciGpu], list[PciGpu]]:

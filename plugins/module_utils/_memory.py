@@ -24,6 +24,8 @@ BATCHES_IN_FLIGHT = 2
 # --- constants that no shape gives; the tests say which measured runs they come from and which runs only check them ------
 #: What libraries take outside of torch's allocator on one GPU.
 NON_TORCH_GIB = 0.22
+#: The CUDA context of one process, which vLLM does not count (0.6 to 1 GiB).
+CONTEXT_GIB = 1.0
 #: NCCL's buffers with more than one GPU. Recalled, not measured.
 NCCL_GIB = 0.5
 #: Small buffers that the second model runner keeps, beside the sampler's.
@@ -55,6 +57,7 @@ class Setting:
     max_num_seqs: int = 256
     max_num_batched_tokens: int = 2048
     kv_fp8: bool = False
+    kv_bytes: int = 2
     online_fp8: bool = False
     dtype_bytes: int = 2
     graphs: bool = True
@@ -134,7 +137,8 @@ def fit(
     activation = activation_gib(shape, setting, version, cold=cold)
     non_torch = NON_TORCH_GIB + (NCCL_GIB if setting.tensor_parallel > 1 else 0)
     graphs = graphs_gib(shape, setting, version)
-    kv = setting.kv_cache_bytes / GIB if setting.kv_cache_bytes else budget - weights - activation - non_torch - graphs
+    used = weights + activation + non_torch + graphs
+    kv = setting.kv_cache_bytes / GIB if setting.kv_cache_bytes else budget - used
     layout = kv_layout(shape, setting)
     blocks = max(0, int(kv * GIB)) // layout.block_bytes
     in_flight = BATCHES_IN_FLIGHT * setting.max_num_batched_tokens
@@ -154,7 +158,10 @@ def fit(
         max_model_len=longest,
         kv_tokens=int(concurrency * longest),
         concurrency=concurrency,
-        fits=longest > 0 and per_request <= checked,
+        # A size of the cache that is given is not compared with the utilization, and must still be there.
+        fits=longest > 0
+        and per_request <= checked
+        and (not setting.kv_cache_bytes or used + kv + CONTEXT_GIB <= memory_gib),
     )
 
 
@@ -258,7 +265,7 @@ def _first_runner(shape: Shape, version: tuple[int, ...]) -> bool:
 
 def kv_layout(shape: Shape, setting: Setting) -> KvLayout:
     """Return how vLLM lays the KV cache out over the layers."""
-    item = 1 if setting.kv_fp8 else 2
+    item = 1 if setting.kv_fp8 else setting.kv_bytes
     if shape.latent_dim:
         # DeepSeek V3.2's FP8 latents carry their scales and an unquantised rope part, its indexer keys FP8 and scales.
         indexer = shape.indexer_dim + shape.indexer_dim // 128 * 4
@@ -302,6 +309,7 @@ def setting_of(args: Mapping[str, Any], shape: Shape, tensor_parallel: int) -> S
         max_num_seqs=_count(args, "max-num-seqs", 256),
         max_num_batched_tokens=_count(args, "max-num-batched-tokens", 2048),
         kv_fp8=kv_dtype.startswith("fp8") or (kv_dtype == "auto" and shape.kv_cache_fp8),
+        kv_bytes=4 if kv_dtype == "auto" and DTYPE_BYTES.get(dtype) == 4 else 2,
         online_fp8=shape.storage is None and str(args.get("quantization") or "").startswith("fp8"),
         dtype_bytes=DTYPE_BYTES.get(dtype, min(shape.dtype_bytes, 2)),
         graphs=args.get("enforce-eager") is not True,

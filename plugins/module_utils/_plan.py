@@ -9,7 +9,7 @@ Pure: everything it needs is handed in, everything it decides is in the `Plan` i
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 from . import _fit, _profiles
@@ -38,7 +38,7 @@ MOST_WEIGHTS_GB = 1_000_000
 class Host:
     """What is known of one host, and of the world that its plan is made for.
 
-    ``profiles``, ``known_models``, ``known_gpus``, ``since`` and ``rules`` are the catalogues (roles/vllm_plan/vars/main).
+    ``profiles``, ``known_models``, ``known_gpus``, ``options``, ``since`` and ``rules`` are the catalogues (roles/vllm_plan/vars/main).
     ``numbers`` holds, for each model, what was read of it: ``config``, ``weights_bytes`` (or None) and ``source``.
     ``preview`` looks ahead: what a host only lacks so far (driver, weights) is told, not refused.
     """
@@ -55,6 +55,7 @@ class Host:
     numbers: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)
     known_models: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)
     known_gpus: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)
+    options: Mapping[str, Any] = field(default_factory=dict)
     since: Sequence[Mapping[str, Any]] = ()
     rules: Mapping[str, Any] = field(default_factory=dict)
     vllm_version: str = "0.32.0"
@@ -92,19 +93,21 @@ def make_plan(models: object, host: Host) -> Plan:
         return plan
     by_name = {model["name"]: model for model in wanted}
     judge = _fit.Judge(host)
-    taken = [gpu for instance in instances for gpu in instance["gpus"]]
+    cases = {}
     for instance in instances:
-        model = by_name[instance["model_name"]]
-        # How far it could spread: its own GPUs and its replicas' share of those of that kind that nobody has.
-        kinds = {gpu["name"] for gpu in host.gpus if gpu["index"] in instance["gpus"]}
-        spare = [gpu for gpu in host.gpus if gpu["index"] not in taken and gpu["name"] in kinds]
-        free = len(spare) // replicas(model) + len(instance["gpus"])
-        shared = any(taken.count(gpu) > 1 for gpu in instance["gpus"])
-        _settle(instance, model, judge, plan, free=free, shared=shared)
-    _check_shared_gpus(instances, plan)
+        if case := _case(instance, by_name[instance["model_name"]], host, plan):
+            cases[instance["name"]] = case
+    shares = _shares(cases, judge)
+    for instance in instances:
+        if case := cases.get(instance["name"]):
+            room = _room(instance, case, instances, shares, host)
+            _settle(instance, replace(case, room=room), judge, plan)
+    _check_shared_gpus(instances, shares, host, plan)
     _check_drivers(instances, host, plan)
     _finish(instances)
     plan.instances = instances
+    # Replicas of a model have the same to say.
+    plan.problems, plan.warnings = (list(dict.fromkeys(said)) for said in (plan.problems, plan.warnings))
     return plan
 
 
@@ -209,39 +212,116 @@ def _instance(model: Mapping[str, Any], replica: int, host: Host, plan: Plan) ->
     }
 
 
-def _settle(
-    instance: dict[str, Any], model: Mapping[str, Any], judge: _fit.Judge, plan: Plan, *, free: int, shared: bool
-) -> None:
-    """Choose the profile by the GPUs that the instance has got, merge its arguments, and say whether it fits."""
-    host = judge.host
+def _case(instance: dict[str, Any], model: Mapping[str, Any], host: Host, plan: Plan) -> _fit.Case | None:
+    """Choose the profile by the GPUs that the instance has got, and return what is to be judged; None where nothing can run."""
     gpus = [gpu for gpu in host.gpus if gpu["index"] in instance["gpus"]]
     pinned = instance["profile"] != "auto"
-    if not pinned:
+    found: list[str] = []
+    _check_age(instance, gpus, host, found)
+    if not pinned and not found:
+        found += _unknown_profiles(gpus, host)
+    if not pinned and not found:
         name = _profiles.auto(gpus, host.profiles)
         if name is None:
-            report(plan.problems, _no_profile(host, gpus))
-            return
-        instance["profile"] = name
+            found.append(_no_profile(host, gpus))
+        else:
+            instance["profile"] = name
+    if not found:
+        _check_profile(instance, host.profiles[instance["profile"]], gpus, host, found)
+    if found:
+        plan.problems += found
+        instance["fit"] = {
+            **_fit.where(gpus), "verdict": "refused", "numbers": "unknown", "reasons": found, "suggestions": [],
+        }  # fmt: skip
+        return None
+    kinds = list(dict.fromkeys(gpu["name"] for gpu in gpus))
+    if len(kinds) > 1:
+        plan.warnings.append(
+            f"'{instance['name']}' spreads over unlike GPUs of {host.name} ({', '.join(kinds)}): each is used like the one with the least memory. "
+            "Name gpus of one kind if there are any."
+        )
     profile = host.profiles[instance["profile"]]
-    before = len(plan.problems)
-    _check_profile(instance, profile, gpus, host, plan.problems)
-    if len(plan.problems) > before:
-        reasons = plan.problems[before:]
-        instance["fit"] = {"verdict": "refused", "numbers": "unknown", "reasons": reasons, "suggestions": []}
-        return
     instance["env"] = {key: str(value) for key, value in profile.get("env", {}).items()} | instance["env"]
-    case = _fit.Case(model, model["model"], instance["profile"], pinned, gpus, gpus_free=free, shared=shared)
+    return _fit.Case(model, model["model"], instance["profile"], pinned, gpus, env=instance["env"])
+
+
+def _unknown_profiles(gpus: Sequence[Mapping[str, Any]], host: Host) -> list[str]:
+    """Return what the catalogue of GPUs says wrong of these, where auto goes by it."""
+    wrong = {
+        gpu.get("kind"): gpu["profile"] for gpu in gpus if gpu.get("profile") and gpu["profile"] not in host.profiles
+    }
+    names = ", ".join(sorted(host.profiles))
+    return [
+        f"vllm_plan_known_gpus.{kind}.profile is {shown(name)}: needs one of {names}. Correct or remove it."
+        for kind, name in wrong.items()
+    ]
+
+
+def _shares(cases: Mapping[str, _fit.Case], judge: _fit.Judge) -> dict[int, dict[str, float]]:
+    """Return for each GPU the utilization that each of its instances takes."""
+    found: dict[int, dict[str, float]] = {}
+    for name, case in cases.items():
+        for gpu in case.gpus:
+            found.setdefault(gpu["index"], {})[name] = judge.utilization(case)
+    return found
+
+
+def _room(
+    instance: Mapping[str, Any],
+    case: _fit.Case,
+    instances: Sequence[Mapping[str, Any]],
+    shares: Mapping[int, Mapping[str, float]],
+    host: Host,
+) -> _fit.Room:
+    """Return what there is beside an instance: of free GPUs of its kind its replicas' share, and sets of other kinds as wide as it is."""
+    taken = {gpu for one in instances for gpu in one["gpus"]}
+    kinds = {gpu["name"] for gpu in case.gpus}
+    free = [gpu for gpu in host.gpus if gpu["index"] not in taken and _suits(gpu, "auto", host)]
+    spare = [gpu for gpu in free if gpu["name"] in kinds]
+    others: dict[str, list[Mapping[str, Any]]] = {}
+    for gpu in free:
+        others.setdefault(gpu["name"], []).append(gpu)
+    width = len(case.gpus)
+    elsewhere = tuple(
+        (group[0], tuple(gpu["index"] for gpu in group[:width]))
+        for name, group in others.items()
+        if name not in kinds and width <= len(group) and replicas(case.model) == 1
+    )
+    beside = [
+        sum(taken for name, taken in shares[gpu["index"]].items() if name != instance["name"]) for gpu in case.gpus
+    ]
+    return _fit.Room(len(spare) // replicas(case.model) + width, elsewhere, max(beside, default=0.0))
+
+
+def _settle(instance: dict[str, Any], case: _fit.Case, judge: _fit.Judge, plan: Plan) -> None:
+    """Merge the arguments of an instance, and say whether it fits."""
+    host = judge.host
     outcome = judge.judge(case, plan)
     instance["engine_args"] = outcome.arguments.values
     instance["engine_args_from"] = outcome.arguments.origins
     instance["fit"] = outcome.report
-    if outcome.misfit:
-        outcome.report["misfit_allowed"] = host.allow_misfit
-        text = f"'{instance['name']}' does not fit on {host.name}: {outcome.misfit}"
-        if host.allow_misfit:
-            plan.warnings.append(f"{text}\n  It goes on, since vllm_plan_allow_misfit is true.")
-        else:
-            plan.misfits.append(text)
+    if not outcome.misfit:
+        return
+    outcome.report["misfit_allowed"] = host.allow_misfit
+    what = f"{instance['model']} on {len(case.gpus)} x {outcome.report['gpu_kind']}"
+    text = f"'{instance['name']}' does not fit on {host.name} ({what}): {outcome.misfit}"
+    if not host.allow_misfit:
+        plan.misfits.append(text)
+    elif host.preview:
+        plan.warnings.append(f"'{instance['name']}' does not fit, and goes on, since vllm_plan_allow_misfit is true.")
+    else:
+        plan.warnings.append(f"{text}\n  It goes on, since vllm_plan_allow_misfit is true.")
+
+
+def _check_age(instance: Mapping[str, Any], gpus: Sequence[Mapping[str, Any]], host: Host, problems: list[str]) -> None:
+    least = host.rules.get("least_capability")
+    for gpu in gpus:
+        have = _profiles.capability(gpu["compute_capability"])
+        if least and (0, 0) < have < _profiles.capability(least):
+            problems.append(
+                f"'{instance['model_name']}' has GPU {gpu['index']} of {host.name}, a {gpu['name']} with compute capability "
+                f"{gpu['compute_capability']}: vLLM is built for {least} and newer. Use another GPU."
+            )
 
 
 def _check_profile(
@@ -267,23 +347,27 @@ def _check_profile(
             )
 
 
-def _check_shared_gpus(instances: Sequence[Mapping[str, Any]], plan: Plan) -> None:
+def _check_shared_gpus(
+    instances: Sequence[dict[str, Any]], shares: Mapping[int, Mapping[str, float]], host: Host, plan: Plan
+) -> None:
     """Refuse instances that together take more of a GPU than there is: each takes its utilization of the whole."""
-    users: dict[int, list[tuple[str, float]]] = {}
-    for instance in instances:
-        given = instance["engine_args"].get("gpu-memory-utilization")
-        taken = _profiles.DEFAULT_UTILIZATION if given is None else given
-        if _profiles.is_utilization(taken):
-            for gpu in instance["gpus"]:
-                users.setdefault(gpu, []).append((instance["name"], taken))
-    for gpu, shares in sorted(users.items()):
-        total = sum(taken for _name, taken in shares)
-        if len(shares) > 1 and total >= 1:
-            each = ", ".join(f"{name}: {taken}" for name, taken in shares)
+    for gpu in (one for one in host.gpus if len(shares.get(one["index"], ())) > 1):
+        users = shares[gpu["index"]]
+        total = sum(users.values())
+        # Each process after the first brings a CUDA context of its own.
+        most = _profiles.HIGHEST_UTILIZATION - (len(users) - 1) * _fit.CONTEXT_GIB / float(gpu["memory_gib"])
+        each = ", ".join(f"{name}: {taken}" for name, taken in users.items())
+        said = f"vllm_models: GPU {gpu['index']} is shared, and the gpu-memory-utilization of its instances sums up to {total:.2f} ({each})"
+        if total >= 1:
+            problem = f"{said}: needs a sum below 1. Lower engine_args.gpu-memory-utilization of each, or give each its own GPU."
+            report(plan.problems, problem)
+            for instance in instances:
+                if instance["name"] in users and instance["fit"]:
+                    instance["fit"] |= {"verdict": "refused", "reasons": [problem]}
+        elif total > most:
             report(
-                plan.problems,
-                f"vllm_models: GPU {gpu} is shared, and the gpu-memory-utilization of its instances sums up to {total:.2f} ({each}): needs a sum "
-                "below 1. Lower engine_args.gpu-memory-utilization of each, or give each its own GPU.",
+                plan.warnings,
+                f"{said}: the CUDA contexts (0.6 to 1 GiB each) come on top. Keep the sum at {most:.2f} or below, or the last may not start.",
             )
 
 
@@ -359,23 +443,38 @@ def _assign_gpus(
         instance["gpus"] = before
         taken.update(dict.fromkeys(before, instance["name"]))
         waiting.remove(instance)
+    refused: set[str] = set()
     for instance in waiting:
-        suited = {gpu["index"] for gpu in host.gpus if _suits(gpu, instance["profile"], host)} or present
-        free = sorted(suited - set(taken))
+        suited = [gpu for gpu in host.gpus if _suits(gpu, instance["profile"], host)] or host.gpus
+        free = sorted((gpu for gpu in suited if gpu["index"] not in taken), key=lambda gpu: int(gpu["index"]))
         width = instance["tensor_parallel"]
         if len(free) < width:
-            holders = ", ".join(f"{gpu}: {name}" for gpu, name in sorted(taken.items())) or "none taken"
-            problems.append(
-                f"vllm_models: '{instance['name']}' needs {width} free GPU(s): {host.name} has {len(free)} ({holders}). "
-                "Take a model away, lower tensor_parallel or replicas, or use another host."
-            )
+            if instance["model_name"] not in refused:
+                holders = ", ".join(f"{gpu}: {name}" for gpu, name in sorted(taken.items())) or "none taken"
+                problems.append(
+                    f"vllm_models: '{instance['name']}' needs {width} free GPU(s): {host.name} has {len(free)} ({holders}). "
+                    "Take a model away, lower tensor_parallel or replicas, use another host, or let two models share a GPU: name it in gpus of both, "
+                    "with gpu-memory-utilization that sums up to less."
+                )
+            refused.add(instance["model_name"])
             continue
-        instance["gpus"] = free[:width]
+        instance["gpus"] = [gpu["index"] for gpu in _alike(free, width)]
         taken.update(dict.fromkeys(instance["gpus"], instance["name"]))
 
 
+def _alike(free: Sequence[Mapping[str, Any]], width: int) -> Sequence[Mapping[str, Any]]:
+    """Return so many of the free GPUs: the lowest ones of one kind, where there are enough of any."""
+    for first in free:
+        same = [gpu for gpu in free if gpu["name"] == first["name"]]
+        if len(same) >= width:
+            return same[:width]
+    return free[:width]
+
+
 def _suits(gpu: Mapping[str, Any], profile: str, host: Host) -> bool:
-    """Whether a GPU may be given out: a display card beside the real ones runs no profile."""
+    """Whether a GPU may be given out: a display card beside the real ones runs no profile, one cut up by MIG no instance."""
+    if gpu.get("mig"):
+        return False
     if profile == "auto":
         return _profiles.auto([gpu], host.profiles) is not None
     return _profiles.runs(gpu, host.profiles[profile])

@@ -8,6 +8,7 @@ from __future__ import annotations
 import re
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
+from difflib import get_close_matches
 from typing import Any
 
 from ._model import Shape
@@ -20,6 +21,8 @@ WRONG_DTYPES = {
     "bf16": "it is called bfloat16",
     "fp32": "it is called float32",
 }
+#: What all instances of a GPU may take together; above it the CUDA contexts have no room.
+HIGHEST_UTILIZATION = 0.96
 #: What vLLM takes of a GPU where nobody says.
 DEFAULT_UTILIZATION = 0.92
 PROFILE_KEYS = ("device", "requires", "requires_quantization", "auto", "engine_args", "unquantized_engine_args", "env")
@@ -199,6 +202,34 @@ def fit_model(
         _fit_context(arguments, shape, name, findings)
 
 
+def check_options(
+    arguments: Arguments, options: Mapping[str, Any], version: str, name: str, findings: Findings
+) -> None:
+    """Refuse an option, or a word for one, that vLLM's parser does not know; where another version is planned for, only warn.
+
+    vLLM itself takes any beginning of a name: here it must be the whole one, since the plan reads it, too.
+    """
+    if not options:
+        return
+    same = version_tuple(version) == version_tuple(options["version"])
+    found = findings.problems if same else findings.warnings
+    names = {*options["names"], *(f"no-{flag}" for flag in options["flags"])}
+    for key, value in arguments.values.items():
+        option = key.partition(".")[0]
+        words = options["words"].get(option)
+        if option not in names:
+            near = get_close_matches(option, names, 1)
+            hint = f" The nearest is {near[0]}." if near else ""
+            found.append(
+                f"engine_args.{key} of '{name}' is no option of vLLM {options['version']}.{hint} Correct or remove it."
+            )
+        elif words and option == key and isinstance(value, str) and value not in words and not _wrong_dtype(key, value):
+            near = get_close_matches(value.lower(), words, 1)
+            needed = ", ".join(words) if len(words) < 12 else f"one that vLLM {options['version']} has"
+            hint = f" The nearest is {near[0]}." if near else ""
+            found.append(f"engine_args.{key} of '{name}' is {shown(value)}: needs {needed}.{hint} Correct it.")
+
+
 def check_values(arguments: Arguments, name: str, findings: Findings) -> None:
     """Refuse values that vLLM's parser would refuse after the installation, and warn of those that fail at the first request.
 
@@ -212,18 +243,23 @@ def check_values(arguments: Arguments, name: str, findings: Findings) -> None:
             findings.problems.append(f"{where}: {need}")
         elif key in COUNTS:
             arguments.values[key] = _count(value) or value
-        elif key == "gpu-memory-utilization" and value > 0.96:
+        elif key == "gpu-memory-utilization" and value > HIGHEST_UTILIZATION:
             findings.warnings.append(
-                f"{where}: the CUDA context (0.6 to 1 GiB) comes on top of it. Keep it at 0.96 or below."
+                f"{where}: the CUDA context (0.6 to 1 GiB) comes on top of it. Keep it at {HIGHEST_UTILIZATION} or below."
             )
+    batch, requests = (_count(arguments.values.get(key)) for key in ("max-num-batched-tokens", "max-num-seqs"))
+    if batch and requests and batch < requests:
+        findings.problems.append(
+            f"engine_args.max-num-batched-tokens of '{name}' is {batch}: needs at least max-num-seqs, {requests}. Raise it, or lower that."
+        )
 
 
 def _need(key: str, value: object) -> str:
     """Return what an option needs in place of this value and what to do, "" where it is one."""
     if key in TEXTS and not isinstance(value, str):
         return "needs text. Correct or remove it."
-    if key == "dtype" and value in WRONG_DTYPES:
-        return f"vLLM has no such dtype; {WRONG_DTYPES[str(value)]}. Correct it."
+    if meant := _wrong_dtype(key, value):
+        return f"vLLM has no such dtype; {meant}. Correct it."
     if key == "gpu-memory-utilization" and not is_utilization(value):
         return "needs a number above 0, up to 1. Correct it, for example 0.9."
     if key == "cpu-offload-gb" and not (is_number(value) and 0 <= value < 1_000_000):  # type: ignore[operator]
@@ -233,6 +269,10 @@ def _need(key: str, value: object) -> str:
     if key in COUNTS and not _count(value):
         return f"needs a whole number from 1{', or auto' if key == 'max-model-len' else ''}. Correct it."
     return ""
+
+
+def _wrong_dtype(key: str, value: object) -> str:
+    return WRONG_DTYPES.get(str(value).lower(), "") if key == "dtype" else ""
 
 
 def is_utilization(value: object) -> bool:
@@ -332,9 +372,13 @@ def _check_capability(
         findings.warnings.append(
             f"'{name}' has FP8 weights and {where} has no FP8 tensor cores: vLLM unpacks them (Marlin), which saves memory, not time."
         )
-    if str(arguments.values.get("kv-cache-dtype", "auto")).startswith("fp8") and have < (8, 9):
+    cache = str(arguments.values.get("kv-cache-dtype", "auto"))
+    if have < (8, 9) and (cache.startswith("fp8") or (cache == "auto" and shape.kv_cache_fp8)):
+        said, instead = (
+            (f"is {cache}", "auto") if cache != "auto" else ("is auto, and its checkpoint has an FP8 cache", "bfloat16")
+        )
         findings.warnings.append(
-            f"engine_args.kv-cache-dtype of '{name}' is fp8: on {where} that works only where FlashInfer does. Leave it at auto if it fails."
+            f"engine_args.kv-cache-dtype of '{name}' {said}: on {where} that works only where FlashInfer does. Set it to {instead} if it fails."
         )
 
 

@@ -40,14 +40,13 @@ def document(plans: Mapping[str, Mapping[str, Any]], unreached: Sequence[str]) -
     }
 
 
-def failures(report: Mapping[str, Any]) -> list[str]:
-    """Return what stands against the plans, a line each; why an instance does not fit is in the table's notes."""
-    misfits = [
-        f"{one['host']}: '{one['name']}' does not fit, see above for what would"
-        for one in report["instances"]
-        if one["fits"] is False and not one["misfit_allowed"]
-    ]
-    return [f"{host}: {one}" for host, found in report["problems"].items() for one in found] + misfits
+def failures(report: Mapping[str, Any]) -> dict[str, list[str]]:
+    """Return by host what stands against its plan, a line each; why an instance does not fit is in the table's notes."""
+    found = {host: list(problems) for host, problems in report["problems"].items()}
+    for one in report["instances"]:
+        if one["fits"] is False and not one["misfit_allowed"]:
+            found.setdefault(one["host"], []).append(f"'{one['name']}' does not fit, see above for what would")
+    return found
 
 
 def row(instance: Mapping[str, Any]) -> dict[str, Any]:
@@ -67,8 +66,7 @@ def row(instance: Mapping[str, Any]) -> dict[str, Any]:
     )
     return {
         **{key: instance[key] for key in same},
-        "gpu": fit.get("gpu", ""),
-        "gpu_kind": fit.get("gpu_kind", ""),
+        **{key: fit.get(key, "") for key in ("gpu", "gpu_kind", "gpu_source")},
         **{key: fit.get(key) for key in FIGURES},
         "fits": FITS.get(fit.get("verdict", "")),
         "misfit_allowed": bool(fit.get("misfit_allowed")),
@@ -107,12 +105,18 @@ def _cells(one: Mapping[str, Any]) -> tuple[str, ...]:
 
 
 def _notes(report: Mapping[str, Any]) -> Iterable[str]:
+    said: dict[tuple[str, ...], list[str]] = {}
     for one in report["instances"]:
         if one["reasons"] and one["fits"] is not True:
-            yield ""
-            yield f"{one['host']} {one['name']} ({one['model']}): {one['verdict']}"
-            yield from (f"  {reason}" for reason in one["reasons"])
-            yield from (f"  {number}. {way['text']}" for number, way in enumerate(one["suggestions"], start=1))
+            ways = (f"  {number}. {way['text']}" for number, way in enumerate(one["suggestions"], start=1))
+            note = (f"({one['model']}): {one['verdict']}", *(f"  {reason}" for reason in one["reasons"]), *ways)
+            # Replicas have the same to say.
+            said.setdefault((one["host"], *note), []).append(one["name"])
+    for (host, first, *rest), names in said.items():
+        yield from ("", f"{host} {', '.join(names)} {first}", *rest)
+    declared = dict.fromkeys(one["host"] for one in report["instances"] if one["gpu_source"] == "declared")
+    if declared:
+        yield from ("", f"Planned for GPUs that vllm_plan_gpus declares, without asking: {', '.join(declared)}")
     if any("unverified" in one["numbers"] for one in report["instances"]):
         yield ""
         yield "unverified: the catalogue has these models' numbers from memory; the hub or a folder on the host would tell exactly."

@@ -6,6 +6,7 @@
 from __future__ import annotations
 
 import re
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -31,6 +32,16 @@ OWNED_ARGUMENTS = {
     "revision": "vllm_models[].revision",
     "tensor-parallel-size": "vllm_models[].tensor_parallel",
     "data-parallel-size": "vllm_models[].replicas",
+    "data-parallel-rank": "vllm_models[].replicas",
+    "data-parallel-hybrid-lb": "vllm_models[].replicas",
+    "data-parallel-external-lb": "vllm_models[].replicas",
+    "prefill-context-parallel-size": "vllm_models[].tensor_parallel",
+    "device-ids": "vllm_models[].gpus",
+    "device-memory-utilization": "engine_args.gpu-memory-utilization",
+    "nnodes": "nothing: an instance lives on one host",
+    "node-rank": "nothing: an instance lives on one host",
+    "headless": "nothing: an instance lives on one host",
+    "grpc": "nothing: the proxy speaks HTTP to the engine",
     "pipeline-parallel-size": "vllm_models[].tensor_parallel; pipelines are not supported",
     "port": "vllm_models[].port",
     "host": "nothing: the engine listens on loopback only",
@@ -152,8 +163,13 @@ def argument_problems(where: str, args: object) -> list[str]:
     if not isinstance(args, Mapping):
         return [f"{where} is {shown(args)}: needs a mapping, for example {{max-model-len: 16384}}. Correct it."]
     found = []
+    spelt = Counter(normalised({key: 0}).popitem()[0] for key in args)
+    found += [
+        f"{where} has {key} twice, with '-' and with '_'. Remove one." for key, times in spelt.items() if times > 1
+    ]
     for key, value in normalised(args).items():
-        owner = OWNED_ARGUMENTS.get(key) or OWNED_ARGUMENTS.get(key.removeprefix("no-"))
+        name = key.partition(".")[0]
+        owner = OWNED_ARGUMENTS.get(name) or OWNED_ARGUMENTS.get(name.removeprefix("no-"))
         if owner:
             found.append(f"{where}.{key} is set: the plan decides it. Remove it and use {owner}.")
         elif not ARGUMENT.match(key):

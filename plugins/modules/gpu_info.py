@@ -133,6 +133,10 @@ problem:
   description: What is wrong with the GPUs and what to do, in one line; empty where nothing is.
   returned: always
   type: str
+complete:
+  description: Whether no GPU is missing; where one is, those behind it may have other numbers than before.
+  returned: always
+  type: bool
 nvswitch:
   description: Whether the GPUs are joined by an NVSwitch, so that CUDA needs the fabric manager.
   returned: always
@@ -154,9 +158,9 @@ SYSFS = Path("/sys")
 
 def main() -> None:
     module = AnsibleModule(argument_spec={"known_gpus": {"type": "dict", "default": {}}}, supports_check_mode=True)
-    gpus, problem, nvswitch = _gpus.read(_nvidia_smi.run, SYSFS, module.params["known_gpus"])
-    driver_version = gpus[0]["driver_version"] if gpus else ""
-    module.exit_json(changed=False, gpus=gpus, problem=problem, nvswitch=nvswitch, driver_version=driver_version)
+    found = _gpus.read(_nvidia_smi.run, SYSFS, module.params["known_gpus"])
+    driver_version = found.gpus[0]["driver_version"] if found.gpus else ""
+    module.exit_json(changed=False, **found._asdict(), driver_version=driver_version)
 
 
 if __name__ == "__main__":

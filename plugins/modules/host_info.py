@@ -50,6 +50,10 @@ gpu_problem:
   description: What is wrong with the GPUs and what to do, in one line; empty where nothing is.
   returned: always
   type: str
+gpus_complete:
+  description: Whether no GPU is missing, as RV(gpuops.vllm.gpu_info#module:complete).
+  returned: always
+  type: bool
 nvswitch:
   description: Whether the GPUs are joined by an NVSwitch, so that CUDA needs the fabric manager.
   returned: always
@@ -84,7 +88,7 @@ def main() -> None:
         },
         supports_check_mode=True,
     )
-    gpus, gpu_problem, nvswitch = _gpus.read(_nvidia_smi.run, SYSFS, module.params["known_gpus"])
+    found = _gpus.read(_nvidia_smi.run, SYSFS, module.params["known_gpus"])
     text = read_text(ASSIGNED)
     try:
         assigned = json.loads(text)["instances"] if text else []
@@ -97,7 +101,13 @@ def main() -> None:
         for path in sorted(set(module.params["models"]))
     }
     module.exit_json(
-        changed=False, gpus=gpus, gpu_problem=gpu_problem, nvswitch=nvswitch, assigned=assigned, models=models
+        changed=False,
+        gpus=found.gpus,
+        gpu_problem=found.problem,
+        gpus_complete=found.complete,
+        nvswitch=found.nvswitch,
+        assigned=assigned,
+        models=models,
     )
 
 

@@ -51,6 +51,10 @@ options:
     description: Catalogue of models by the hub's id or by path, each with C(config) (keys of a config.json), or with C(base), another model.
     type: dict
     default: {}
+  options:
+    description: Options of C(vllm serve) with C(version), C(names), C(flags) and C(words). Without it, names are not checked.
+    type: dict
+    default: {}
   since:
     description: Engine options that older versions of vLLM lack, each with C(option), C(since), and optionally C(value) and C(older).
     type: list

@@ -11,7 +11,7 @@ version_added: 0.1.0
 description:
   - Prints one line an instance (host, model, GPUs, profile, weights, KV cache, tokens, concurrency, verdict), below it what does not fit
     and what would.
-  - Fails where a plan cannot work, after it has shown all of them.
+  - Does not fail where a plan cannot work, but returns C(failures), so that each host can fail for its own.
   - Touches no host. Runs as an action plugin on the control node.
 author:
   - The gpuops.vllm authors (@gpuops)
@@ -50,6 +50,10 @@ RETURN = r"""
 report:
   description: What the JSON file holds. C(instances) with, each, C(name), C(host), C(profile), C(engine_args), C(weights_gib), C(kv_gib),
     C(kv_tokens), C(max_concurrency), C(fits) (null where unknown or refused), C(reasons) and C(suggestions); C(problems) and C(warnings) by host.
+  returned: success
+  type: dict
+failures:
+  description: What keeps a plan from working, a list of lines by host; no key for a host whose plan works.
   returned: success
   type: dict
 """

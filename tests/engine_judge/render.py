@@ -74,6 +74,7 @@ def plans() -> Iterator[tuple[str, list[dict[str, Any]], Host]]:
         "base_engine_args": found["__vllm_plan_base_engine_args"],
         "known_gpus": found["__vllm_plan_known_gpus"],
         "known_models": found["__vllm_plan_known_models"],
+        "options": found["__vllm_plan_options"],
         "since": found["__vllm_plan_option_since"],
         "rules": found["__vllm_plan_rules"],
         "allow_misfit": True,

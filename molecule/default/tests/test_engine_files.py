@@ -10,7 +10,7 @@ import sys
 import tarfile
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import endpoint
 import pytest
@@ -18,12 +18,21 @@ import yaml
 
 testinfra_hosts = ["ansible://gpu01"]
 TOOLS = endpoint.TOP / "tests" / "engine_judge"
+OPTIONS = endpoint.TOP / "roles" / "vllm_plan" / "vars" / "main" / "options.yml"
 PROFILES = endpoint.TOP / "roles" / "vllm_plan" / "vars" / "main" / "profiles.yml"
 WRONG = {
     "no-such-flag: 3": "unrecognized arguments: --no-such-flag",
     "dtype: fp8": "argument --dtype: invalid choice",
     "enable-prefix-caching: false": "is dropped by vLLM",
 }
+
+
+class Judged(NamedTuple):
+    """The judge's exit status, its verdicts by file, and the catalogue of options that it would write."""
+
+    status: int
+    by_name: dict[str, dict[str, Any]]
+    options: str
 
 
 def archive(files: dict[str, bytes]) -> str:
@@ -45,11 +54,22 @@ def rendered(tmp_path_factory: pytest.TempPathFactory) -> dict[str, bytes]:
     return {path.name: path.read_bytes() for path in folder.iterdir()}
 
 
+def options(host: Any, folder: str) -> str:
+    """Return the catalogue of options as the machine's vLLM has it."""
+    return str(
+        host.check_output(
+            "cd %s && HOME=%s PYTHONDONTWRITEBYTECODE=1 timeout 300 /opt/vllm/current/bin/python options.py; echo .",
+            folder,
+            folder,
+        )
+    ).removesuffix(".")
+
+
 @pytest.fixture(scope="module")
-def verdicts(host: Any, rendered: dict[str, bytes]) -> Iterator[tuple[int, dict[str, dict[str, Any]]]]:
+def verdicts(host: Any, rendered: dict[str, bytes]) -> Iterator[Judged]:
     """The judge's exit status and verdicts by file, of the rendered files and of the wrong ones, from the machine."""
     wrong = {f"wrong-{number}.yaml": f"model: /srv/models/x\n{line}\n".encode() for number, line in enumerate(WRONG)}
-    judge = {"judge.py": (TOOLS / "judge.py").read_bytes()}
+    judge = {name: (TOOLS / name).read_bytes() for name in ("judge.py", "options.py")}
     folder = host.check_output("mktemp -d /root/engine-files.XXXXXX")
     try:
         # xz may not be on the machine, Python is.
@@ -67,22 +87,23 @@ def verdicts(host: Any, rendered: dict[str, bytes]) -> Iterator[tuple[int, dict[
         )
         found = [json.loads(line) for line in run.stdout.splitlines()]
         assert len(found) == len(rendered) + len(wrong), run.stderr
-        yield run.rc, {verdict["file"]: verdict for verdict in found}
+        yield Judged(run.rc, {verdict["file"]: verdict for verdict in found}, options(host, folder))
     finally:
         host.check_output("rm -r %s", folder)
 
 
-def test_vllm_takes_every_file_as_it_is_written(
-    verdicts: tuple[int, dict[str, dict[str, Any]]], rendered: dict[str, bytes]
-) -> None:
+def test_vllm_takes_every_file_as_it_is_written(verdicts: Judged, rendered: dict[str, bytes]) -> None:
     assert len(rendered) >= len(yaml.safe_load(PROFILES.read_text())["__vllm_plan_profiles"]) > 1
-    assert [verdict for name, verdict in verdicts[1].items() if name in rendered and not verdict["ok"]] == []
+    assert [verdict for name, verdict in verdicts.by_name.items() if name in rendered and not verdict["ok"]] == []
 
 
-def test_a_wrong_file_is_refused(verdicts: tuple[int, dict[str, dict[str, Any]]]) -> None:
-    status, by_name = verdicts
-    assert status == 1
+def test_the_catalogue_of_options_is_the_parsers(verdicts: Judged) -> None:
+    assert OPTIONS.read_text(encoding="utf-8") == verdicts.options
+
+
+def test_a_wrong_file_is_refused(verdicts: Judged) -> None:
+    assert verdicts.status == 1
     for number, error in enumerate(WRONG.values()):
-        verdict = by_name[f"wrong-{number}.yaml"]
+        verdict = verdicts.by_name[f"wrong-{number}.yaml"]
         assert not verdict["ok"]
         assert error in verdict["error"]

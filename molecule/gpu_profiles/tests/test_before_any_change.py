@@ -62,7 +62,8 @@ def test_a_model_that_does_not_fit() -> None:
     assert set(done.refused) == set(ALL)
     for words in (
         # 0.9 of what CUDA sees; 67.7 were measured; 80 layers x 2 x 8 heads x 128 x 2 bytes a token.
-        "'large-0' does not fit on gpu01: of each GPU gpu-memory-utilization 0.9 takes 71.20 GiB; weights 67.6",
+        "'large-0' does not fit on gpu01 (/srv/models/llama-70b-fp8 on 1 x h100-sxm-80gb): of each GPU ",
+        "gpu-memory-utilization 0.9 takes 71.20 GiB; weights 67.6",
         "one request of 16,384 tokens needs 5.00 GiB",
         # The one that was seen to serve.
         "1. engine_args: {gpu-memory-utilization: 0.95, kv-cache-dtype: fp8}",

@@ -82,7 +82,10 @@ def test_what_does_not_fit_is_shown_with_all_others_and_ends_in_a_failure(tmp_pa
     assert re.search(r"^big +llama-0 .* fits, unverified$", done.stdout, re.MULTILINE)
     assert re.search(r"^small +llama-0 .* does not fit, unverified$", done.stdout, re.MULTILINE)
     assert "  1. engine_args: {gpu-memory-utilization: 0.95, kv-cache-dtype: fp8}" in done.stdout
-    assert "- small: 'llama-0' does not fit, see above for what would" in done.stdout
+    assert "- 'llama-0' does not fit, see above for what would" in done.stdout
+    # Each host fails for its own.
+    assert re.search(r"^big .* failed=0 ", done.stdout, re.MULTILINE)
+    assert re.search(r"^small .* failed=1 ", done.stdout, re.MULTILINE)
     by_host = {one["host"]: one for one in json.loads(report.read_text())["instances"]}
     assert (by_host["big"]["fits"], by_host["small"]["fits"]) == (True, False)
 
@@ -91,7 +94,7 @@ def test_a_misfit_may_be_let_pass(tmp_path: Path) -> None:
     hosts = {"small": {"vllm_plan_gpus": ["h100-sxm-80gb"], "vllm_models": [GUIDE], "vllm_plan_allow_misfit": True}}
     done = play(inventory(tmp_path, **hosts))
     assert done.returncode == 0, done.stdout
-    assert "It goes on, since vllm_plan_allow_misfit is true." in done.stdout + done.stderr
+    assert "small: 'llama-0' does not fit, and goes on, since vllm_plan_allow_misfit is true." in done.stdout
 
 
 def test_check_mode_writes_no_report(tmp_path: Path) -> None:
@@ -127,7 +130,8 @@ def test_a_slip_on_one_host_hides_no_other(tmp_path: Path) -> None:
     done = play(inventory(tmp_path, **hosts))
     assert done.returncode == 2
     assert re.search(r"^good +llama-0 .* fits, unverified$", done.stdout, re.MULTILINE)
-    assert "- wrong: vllm_plan_gpus[0].kind is 'h900': needs" in done.stdout
+    assert "- vllm_plan_gpus[0].kind is 'h900': needs" in done.stdout
+    assert re.search(r"^good .* failed=0 ", done.stdout, re.MULTILINE)
 
 
 @pytest.mark.parametrize("options", [(), ("--tags", "service"), ("--check",)])
@@ -135,6 +139,25 @@ def test_an_inventory_without_hosts_is_no_plan_that_works(tmp_path: Path, option
     done = play(inventory(tmp_path), *options)
     assert done.returncode == 2
     assert "The inventory has no host in the group vllm_servers" in done.stdout
+
+
+@pytest.mark.parametrize(
+    ("variables", "message"),
+    [
+        # The inventory's names are others, and these would silently be none.
+        ({"vllm_plan_gpu_profile": "generic_fp16", "vllm_plan_engine_args": {"max-model-len": 8192}},
+         "The inventory sets vllm_plan_engine_args, vllm_plan_gpu_profile: the playbooks set these themselves, from vllm_default_engine_args, vllm_gpu_profile. Rename them."),
+        ({"vllm_gpu_profile": "{{ site_profle }}"}, "'site_profle' is undefined"),
+        ({"vllm_default_engine_args": "{{ site_args }}"}, "'site_args' is undefined"),
+        ({"vllm_version": "{{ site_verson }}"}, "'site_verson' is undefined"),
+        ({"vllm_hf_token": "{{ vault_tokn }}", "vllm_models": [{"name": "x", "model": "no/body"}]}, "'vault_tokn' is undefined"),
+    ],
+)  # fmt: skip
+def test_a_slip_in_a_name_is_no_default(tmp_path: Path, variables: dict[str, Any], message: str) -> None:
+    where = {"vllm_plan_gpus": ["h200-sxm-141gb"], "vllm_models": [GUIDE], **variables}
+    done = play(inventory(tmp_path, gpu01=where))
+    assert done.returncode == 2
+    assert message in " ".join((done.stdout + done.stderr).split())
 
 
 def test_the_readmes_example_says_what_the_readme_says(tmp_path: Path) -> None:

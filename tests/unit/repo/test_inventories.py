@@ -76,4 +76,4 @@ def test_what_several_roles_need_is_decided_in_one_place(inventory_name: str, us
     wiring = yaml.safe_load((REPO / "playbooks/vars/wiring.yml").read_text())
     wired = {name: text for name, text in wiring.items() if inventory_name in str(text)}
     assert set(wired) == {f"vllm_{role}_{name}" for role, name in users.items()} - {inventory_name}
-    assert all(f"{inventory_name} | default('{value}')" in text for text in wired.values())
+    assert all(f"'{inventory_name}', default='{value}'" in text for text in wired.values())

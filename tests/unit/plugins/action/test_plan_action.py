@@ -11,7 +11,7 @@ from ansible_collections.gpuops.vllm.plugins.action import plan as action
 from ansible_collections.gpuops.vllm.plugins.module_utils import _hub
 from ansible_collections.gpuops.vllm.plugins.module_utils._plan import Host, Plan
 
-FOUND: dict[str, Any] = {"gpus": [{"index": 0}], "gpu_problem": "", "assigned": [], "models": {}}
+FOUND: dict[str, Any] = {"gpus": [{"index": 0}], "gpu_problem": "", "gpus_complete": True, "assigned": [], "models": {}}
 PATH, HUB = "/srv/models/llama", "org/llama"
 
 
@@ -63,6 +63,9 @@ NOT_THERE = (
 )  # fmt: skip
 
 
+LOST = {"gpu_problem": "a GPU is lost.", "gpus_complete": False}
+
+
 def broken(folder: str) -> dict[str, Any]:
     return {"models": {folder: {"problems": ["it holds no config.json"]}}}
 
@@ -81,9 +84,11 @@ def broken(folder: str) -> dict[str, Any]:
         ({"gpus": []}, PATH, False, [NOT_THERE], []),
         ({"gpus": []}, PATH, True, [], []),
         ({"gpu_problem": "a GPU is lost."}, PATH, False, [], ["a GPU is lost."]),
-        ({"gpu_problem": "a GPU is lost.", "assigned": [{"gpus": [0]}]}, PATH, False, ["a GPU is lost."], []),
-        ({"gpu_problem": "a GPU is lost.", "assigned": [{"gpus": [0]}]}, PATH, True, [], ["a GPU is lost."]),
-        ({"gpu_problem": "a GPU is lost.", "assigned": [{"gpus": []}, {}]}, PATH, False, [], ["a GPU is lost."]),
+        ({**LOST, "assigned": [{"gpus": [0]}]}, PATH, False, ["a GPU is lost."], []),
+        ({**LOST, "assigned": [{"gpus": [0]}]}, PATH, True, [], ["a GPU is lost."]),
+        ({**LOST, "assigned": [{"gpus": []}, {}]}, PATH, False, [], ["a GPU is lost."]),
+        # A remark on GPUs that are all there stops nothing that runs.
+        ({**LOST, "gpus_complete": True, "assigned": [{"gpus": [0]}]}, PATH, False, [], ["a GPU is lost."]),
     ],
 )
 def test_what_the_host_shows_is_added(
@@ -91,14 +96,28 @@ def test_what_the_host_shows_is_added(
 ) -> None:
     plan = Plan()
     host = Host(name="gpu01", gpus=[{"index": 0}], profiles={}, weights_dir="/weights", preview=preview)
-    action.add_host_findings(plan, {**FOUND, **found}, host, [model])
+    action.add_host_findings(plan, {**FOUND, **found}, host, [model], [])
     assert (plan.problems, plan.warnings) == (problems, warnings)
 
 
 def test_a_host_without_gpus_that_declares_none_is_no_finding() -> None:
     plan = Plan()
-    action.add_host_findings(plan, {**FOUND, "gpus": []}, Host(name="gpu01", gpus=[], profiles={}), [])
+    action.add_host_findings(plan, {**FOUND, "gpus": []}, Host(name="gpu01", gpus=[], profiles={}), [], [])
     assert plan.problems + plan.warnings == []
+
+
+def test_gpus_that_are_declared_and_not_what_the_host_shows_are_told() -> None:
+    plan = Plan()
+    host = Host(name="gpu01", gpus=[], profiles={})
+    shown = {**FOUND, "gpus": [{"index": 0, "kind": "a100-sxm-40gb"}, {"index": 1, "kind": "", "name": "NVIDIA X"}]}
+    declared = [{"kind": "b200-sxm-180gb"}, {"kind": "b200-sxm-180gb"}]
+    action.add_host_findings(plan, shown, host, [], declared)
+    assert plan.warnings == [
+        "vllm_plan_gpus declares b200-sxm-180gb, b200-sxm-180gb, and gpu01 shows NVIDIA X, a100-sxm-40gb: what it shows counts. "
+        "Correct or remove vllm_plan_gpus."
+    ]
+    action.add_host_findings(plan, shown, host, [], [{"kind": "a100-sxm-40gb"}, {"kind": "", "name": "NVIDIA X"}])
+    assert len(plan.warnings) == 1
 
 
 # --- the task ------------------------------------------------------------------------------------------------

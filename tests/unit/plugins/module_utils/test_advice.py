@@ -18,7 +18,7 @@ def gpu(kind: str, memory_gib: float = 80, capability: str = "9.0") -> dict[str,
 
 HERE = gpu("here")
 BIG, BIGGER, SMALL = gpu("big", 140), gpu("bigger", 180), gpu("small", 24)
-NOTHING = Options((), 8, (), 0.90, 0.95, 16384, False)
+NOTHING = Options((), 8, (), (), None, (), 0.90, 0.95, 16384, False)
 SHAPE = Shape("llama", 64, 1000, 8, 8, 8, 256, 0, 0, (), (), 2, None, False, 4096)
 ARGS = "engine_args"
 
@@ -210,7 +210,7 @@ SAID = "(32,768 KV tokens, 2.0 requests of 16,384)"
         (lambda one: one.model == "org/awq" and len(one.engine_args) == 1, change(NOTHING, checkpoints=("org/awq",), kv_is_fp8=True),
          f"model: org/awq with engine_args: {{gpu-memory-utilization: 0.91}} {SAID}"),
         (lambda one: one.tensor_parallel == 2, change(NOTHING, gpus_on_host=2), f"tensor_parallel: 2 {SAID}"),
-        (lambda one: one.tensor_parallel == 2, change(NOTHING, gpus_on_host=1), f"tensor_parallel: 2 (the host has 1) {SAID}"),
+        (lambda one: one.tensor_parallel == 2, change(NOTHING, gpus_on_host=1), f"tensor_parallel: 2 (the host has 1 for it) {SAID}"),
         (lambda one: one.gpu is BIG, change(NOTHING, other_gpus=(BIG,), gpus_on_host=1), f"1 x NVIDIA big {SAID}"),
         (lambda one: one.gpu is BIG and one.tensor_parallel == 2, change(NOTHING, other_gpus=(BIG,), gpus_on_host=1),
          f"2 x NVIDIA big with tensor_parallel: 2 {SAID}"),

@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 import yaml
 from ansible_collections.gpuops.vllm.plugins.module_utils import _fit, _gpus
-from ansible_collections.gpuops.vllm.plugins.module_utils._memory import Fit
+from ansible_collections.gpuops.vllm.plugins.module_utils._memory import Fit, Setting
 from ansible_collections.gpuops.vllm.plugins.module_utils._plan import Host, Plan, make_plan
 from ansible_collections.gpuops.vllm.plugins.module_utils._report import FIGURES
 from ansible_collections.gpuops.vllm.plugins.module_utils._wanted import shown
@@ -32,6 +32,7 @@ def host(*gpus: Any, **changes: Any) -> Host:
             "base_engine_args": DATA["__vllm_plan_base_engine_args"],
             "known_models": DATA["__vllm_plan_known_models"],
             "known_gpus": DATA["__vllm_plan_known_gpus"],
+            "options": DATA["__vllm_plan_options"],
             "since": DATA["__vllm_plan_option_since"],
             "rules": DATA["__vllm_plan_rules"],
             "min_driver": "580",
@@ -60,12 +61,11 @@ def test_the_guides_example_is_refused_and_its_first_way_out_is_the_measured_one
 ) -> None:
     found = plan(LLAMA_FP8, host("h100-sxm-80gb", vllm_version=version), engine_args=GUIDE)
     (misfit,) = found.misfits
-    assert misfit.startswith("'llama-0' does not fit on gpu01: of each GPU gpu-memory-utilization 0.9 takes 71.19 GiB;")
+    what = f"'llama-0' does not fit on gpu01 ({LLAMA_FP8} on 1 x h100-sxm-80gb)"
+    assert misfit.startswith(f"{what}: of each GPU gpu-memory-utilization 0.9 takes 71.19 GiB;")
     assert "one request of 16,384 tokens needs 5.00 GiB." in misfit
     (reason,) = found.instances[0]["fit"]["reasons"]
-    assert misfit.startswith(
-        f"'llama-0' does not fit on gpu01: {reason}\n  What fits, the smallest change first:\n  1. engine_args"
-    )
+    assert misfit.startswith(f"{what}: {reason}\n  What fits, the smallest change first:\n  1. engine_args")
     first = found.instances[0]["fit"]["suggestions"][0]
     assert first["change"] == {"engine_args": {"kv-cache-dtype": "fp8", "gpu-memory-utilization": utilization}}
 
@@ -112,7 +112,7 @@ def test_more_gpus_are_more_than_there_are() -> None:
 )
 def test_the_words_of_a_misfit(kv: float, graphs: float, said: str) -> None:
     fit = Fit(72.0, 70.0, 1.5, 0.22, graphs, kv, 5.0, 16384, 0, 0.0, fits=False)
-    assert _fit._reason(fit, 0.9) == (
+    assert _fit._reason(fit, Setting(utilization=0.9), 80) == (
         "of each GPU gpu-memory-utilization 0.9 takes 72.00 GiB; weights 70.00, activation of the first start 1.50, "
         f"{said}, and one request of 16,384 tokens needs 5.00 GiB."
     )
@@ -136,17 +136,19 @@ def test_the_own_kind_of_gpu_is_no_other_gpu() -> None:
     assert any("tensor_parallel" in one["change"] for one in ways)
 
 
-@pytest.mark.parametrize(("free", "said"), [(2, "tensor_parallel: 2 ("), (1, "tensor_parallel: 2 (the host has 1) (")])
+@pytest.mark.parametrize(
+    ("free", "said"), [(2, "tensor_parallel: 2 ("), (1, "tensor_parallel: 2 (the host has 1 for it) (")]
+)
 def test_more_gpus_than_are_free_are_named_as_such(free: int, said: str) -> None:
     where = host({"kind": "h100-sxm-80gb", "count": 2})
-    models = [{"name": "llama", "model": LLAMA, "gpus": [0]}]
-    models += [{"name": "other", "model": "Qwen/Qwen3-8B", "gpus": [1]}] if free == 1 else []
+    models = [{"name": "llama", "model": LLAMA}]
+    models += [{"name": "other", "model": "Qwen/Qwen3-8B"}] if free == 1 else []
     assert said in make_plan(models, where).misfits[0]
 
 
 def test_the_report_has_every_figure_of_what_was_checked() -> None:
     fit = only(plan("Qwen/Qwen3-8B", host("h100-sxm-80gb")))["fit"]
-    assert set(fit) == {*FIGURES, "gpu", "gpu_kind", "verdict", "numbers", "reasons", "suggestions"}
+    assert set(fit) == {*FIGURES, "gpu", "gpu_kind", "gpu_source", "verdict", "numbers", "reasons", "suggestions"}
     assert (fit["gpu"], fit["gpu_kind"], fit["gpu_gib"]) == ("NVIDIA H100 80GB HBM3", "h100-sxm-80gb", 79.1)
     assert fit["budget_gib"] == pytest.approx(0.9 * fit["gpu_gib"], abs=0.01)
     parts = ("weights_gib", "activation_gib", "non_torch_gib", "cuda_graphs_gib", "kv_gib")
@@ -233,6 +235,7 @@ def test_the_layers_of_arguments_lie_over_one_another() -> None:
         gpu_profile="own",
         base_engine_args=dict.fromkeys("abcde", 0),
         engine_args={"d": 3, "e": 3},
+        options={},
     )
     whole = only(plan("nobody/knows", where, engine_args={"e": 4}))
     assert whole["engine_args"] == {"a": 0, "b": 1, "c": 2, "d": 3, "e": 4}
@@ -478,9 +481,9 @@ BAD_VALUES: tuple[tuple[tuple[str, ...], tuple[Any, ...], str], ...] = (
         ("h100-sxm-80gb", "Qwen/Qwen3-8B", {"engine_args": {"pipeline-parallel-size": 2}},
          "vllm_models[0].engine_args.pipeline-parallel-size is set: the plan decides it. Remove it and use vllm_models[].tensor_parallel; pipelines are not supported."),
         ("a100-sxm-80gb", "Qwen/Qwen3-8B", {"profile": "a100_awq"},
-         "the profile 'a100_awq' of 'llama' needs a checkpoint quantised by awq, gptq, compressed-tensors: this one is not quantised. Take such a checkpoint, or vllm_gpu_profile: auto."),
+         "the profile 'a100_awq' of 'llama' needs a checkpoint quantised by awq, gptq, compressed-tensors: this one is not quantised. Take such a checkpoint (Qwen/Qwen3-8B-AWQ), or vllm_gpu_profile: auto."),
         ("a100-sxm-80gb", "Qwen/Qwen3-32B-FP8", {"profile": "a100_awq"},
-         "the profile 'a100_awq' of 'llama' needs a checkpoint quantised by awq, gptq, compressed-tensors: this one is fp8. Take such a checkpoint, or vllm_gpu_profile: auto."),
+         "the profile 'a100_awq' of 'llama' needs a checkpoint quantised by awq, gptq, compressed-tensors: this one is fp8. Take such a checkpoint (Qwen/Qwen3-32B-AWQ), or vllm_gpu_profile: auto."),
         ("t4-16gb", "openai/gpt-oss-20b", {},
          "'llama' is quantised by mxfp4, which needs compute capability 8.0: GPU 0 (Tesla T4, compute capability 7.5) is older. Take another checkpoint or another GPU."),
         ("a100-sxm-80gb", "deepseek-ai/DeepSeek-V3.2", {},
@@ -547,7 +550,7 @@ def test_fp8_weights_on_an_a100_are_told_to_save_memory_and_no_time() -> None:
         ("l4-24gb", "RedHatAI/Meta-Llama-3.1-8B-Instruct-FP8", {}, [], []),
         ("a100-sxm-80gb", "Qwen/Qwen3-32B-AWQ", {}, [], []),
         ("a100-sxm-80gb", "Qwen/Qwen3-8B", {"kv-cache-dtype": "fp8"}, [],
-         ["engine_args.kv-cache-dtype of 'llama' is fp8: on GPU 0 (NVIDIA A100-SXM4-80GB, compute capability 8.0) that works only where FlashInfer does. Leave it at auto if it fails."]),
+         ["engine_args.kv-cache-dtype of 'llama' is fp8: on GPU 0 (NVIDIA A100-SXM4-80GB, compute capability 8.0) that works only where FlashInfer does. Set it to auto if it fails."]),
         ("l4-24gb", "Qwen/Qwen3-8B", {"kv-cache-dtype": "fp8"}, [], []),
         # The least capability is enough, one below is not.
         ("t4-16gb", "a/awq", {}, [], []),
@@ -728,9 +731,9 @@ def test_a_shared_gpu_has_no_higher_utilization_to_offer() -> None:
     ("gpus", "replicas", "caveat"),
     [
         ([{"kind": "h100-sxm-80gb", "count": 2}], 1, ""),
-        ([{"kind": "h100-sxm-80gb", "count": 3}], 2, " (the host has 1)"),
+        ([{"kind": "h100-sxm-80gb", "count": 3}], 2, " (the host has 1 for it)"),
         ([{"kind": "h100-sxm-80gb", "count": 4}], 2, ""),
-        (["h100-sxm-80gb", "l40s-48gb"], 1, " (the host has 1)"),
+        (["h100-sxm-80gb", "l40s-48gb"], 1, " (the host has 1 for it)"),
     ],
 )
 def test_more_gpus_are_offered_with_what_the_host_has_of_them(gpus: list[Any], replicas: int, caveat: str) -> None:
@@ -748,3 +751,258 @@ def test_a_pinned_profile_that_is_refused_is_refused_in_the_report_as_well() -> 
 def test_a_misfit_names_the_way_around_it() -> None:
     (misfit,) = plan(LLAMA_FP8, host("h100-sxm-80gb"), engine_args=GUIDE).misfits
     assert misfit.endswith("\n  Or try all the same: vllm_plan_allow_misfit: true on this host.")
+
+
+# --- options of vLLM -------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("args", "message"),
+    [
+        ({"max_model_length": 8192}, "engine_args.max-model-length of 'llama' is no option of vLLM 0.32.0. The nearest is max-model-len. Correct or remove it."),
+        ({"zzz": 1}, "engine_args.zzz of 'llama' is no option of vLLM 0.32.0. Correct or remove it."),
+        # vLLM takes a beginning of a name; the plan would not know what it means.
+        ({"max-num-s": 4}, "engine_args.max-num-s of 'llama' is no option of vLLM 0.32.0. The nearest is max-num-seqs. Correct or remove it."),
+        ({"tensor-parallel": 2}, "engine_args.tensor-parallel of 'llama' is no option of vLLM 0.32.0. The nearest is tensor-parallel-size. Correct or remove it."),
+        ({"no-max-model-len": True}, "engine_args.no-max-model-len of 'llama' is no option of vLLM 0.32.0. The nearest is max-model-len. Correct or remove it."),
+        ({"kv-cache-dtype": "FP8"}, "engine_args.kv-cache-dtype of 'llama' is 'FP8': needs one that vLLM 0.32.0 has. The nearest is fp8. Correct it."),
+        ({"quantization": "bitsandbytes"}, "engine_args.quantization of 'llama' is 'bitsandbytes': needs one that vLLM 0.32.0 has. Correct it."),
+        ({"dtype": "int8"}, "engine_args.dtype of 'llama' is 'int8': needs auto, bfloat16, float, float16, float32, half. Correct it."),
+        ({"dtype": "FP8"}, "engine_args.dtype of 'llama' is 'FP8': vLLM has no such dtype; FP8 is quantization: fp8_per_tensor, or a checkpoint that is FP8 already. Correct it."),
+        ({"max-num-batched-tokens": 100}, "engine_args.max-num-batched-tokens of 'llama' is 100: needs at least max-num-seqs, 256. Raise it, or lower that."),
+        ({"max_model_len": 8192, "max-model-len": 16384}, "vllm_models[0].engine_args has max-model-len twice, with '-' and with '_'. Remove one."),
+        ({"device-ids": "1"}, "vllm_models[0].engine_args.device-ids is set: the plan decides it. Remove it and use vllm_models[].gpus."),
+        ({"uds.x": 1}, "vllm_models[0].engine_args.uds.x is set: the plan decides it. Remove it and use nothing: the proxy reaches the engine over loopback."),
+    ],
+)  # fmt: skip
+def test_an_option_that_vllm_would_not_take_or_would_take_for_another_is_refused(
+    args: dict[str, Any], message: str
+) -> None:
+    assert plan("Qwen/Qwen3-8B", host("h100-sxm-80gb"), engine_args=args).problems == [message]
+
+
+@pytest.mark.parametrize("args", [{"no-enable-prefix-caching": True}, {"compilation-config.mode": 0}, {"dtype": None}, {"enforce_eager": True}])  # fmt: skip
+def test_an_option_that_vllm_takes_is_taken(args: dict[str, Any]) -> None:
+    found = plan("Qwen/Qwen3-8B", host("h100-sxm-80gb"), engine_args=args)
+    assert found.problems + found.warnings == []
+
+
+def test_an_option_of_a_version_that_the_plan_has_no_list_of_is_a_warning() -> None:
+    found = plan("Qwen/Qwen3-8B", host("h100-sxm-80gb", vllm_version="0.33.0"), engine_args={"brand-new": 1})
+    assert found.problems == []
+    assert found.warnings == ["engine_args.brand-new of 'llama' is no option of vLLM 0.32.0. Correct or remove it."]
+
+
+# --- what is counted, and what is not --------------------------------------------------------------------------
+
+
+def test_a_cache_of_a_given_size_must_be_there() -> None:
+    found = plan(LLAMA_FP8, host("h100-sxm-80gb"), engine_args={"kv-cache-memory-bytes": "40G"})
+    assert found.instances[0]["fit"]["verdict"] == "does not fit"
+    assert "each GPU has 79.10 GiB; weights 67.67" in found.misfits[0]
+    assert (
+        only(plan(LLAMA_FP8, host("h200-sxm-141gb"), engine_args={"kv-cache-memory-bytes": "40G"}))["fit"]["verdict"]
+        == "fits"
+    )
+
+
+def test_a_cache_in_32_bit_takes_twice_as_much() -> None:
+    narrow, wide = (
+        only(plan("Qwen/Qwen3-8B", host("h200-sxm-141gb"), engine_args={"dtype": dtype, "quantization": None}))["fit"]
+        for dtype in ("bfloat16", "float32")
+    )
+    tokens = [fit["kv_tokens"] / fit["kv_gib"] for fit in (narrow, wide)]
+    assert tokens[0] == pytest.approx(2 * tokens[1], rel=0.01)
+
+
+@pytest.mark.parametrize(
+    ("args", "reason"),
+    [
+        ({"speculative-config": {"model": "Qwen/Qwen3-0.6B"}}, "it fits without speculative-config, whose memory the plan does not count"),
+        ({"speculative-config.model": "Qwen/Qwen3-0.6B"}, "it fits without speculative-config, whose memory the plan does not count"),
+        ({"enable-lora": True}, "it fits without enable-lora, whose memory the plan does not count"),
+        ({"kv-cache-dtype": "nvfp4"}, "unknown: not checked, since the plan does not know what kv-cache-dtype nvfp4 takes"),
+    ],
+)  # fmt: skip
+def test_what_is_not_counted_is_not_said_to_fit(args: dict[str, Any], reason: str) -> None:
+    fit = only(plan("Qwen/Qwen3-8B", host("h100-sxm-80gb"), engine_args=args))["fit"]
+    assert (fit["verdict"], fit["reasons"]) == ("not checked", [reason])
+
+
+def test_what_does_not_fit_does_not_fit_with_a_draft_model_either() -> None:
+    args = {**GUIDE, "speculative-config": {"model": "x/y"}}
+    assert plan(LLAMA_FP8, host("h100-sxm-80gb"), engine_args=args).instances[0]["fit"]["verdict"] == "does not fit"
+
+
+def test_graphs_are_not_taken_off_where_vllm_is_told_not_to() -> None:
+    env = {"VLLM_MEMORY_PROFILER_ESTIMATE_CUDAGRAPHS": "0"}
+    assert only(plan("Qwen/Qwen3-8B", host("h100-sxm-80gb"), env=env))["fit"]["cuda_graphs_gib"] == 0
+    assert only(plan("Qwen/Qwen3-8B", host("h100-sxm-80gb")))["fit"]["cuda_graphs_gib"] > 0
+
+
+def test_what_fits_with_nothing_to_spare_is_warned_of() -> None:
+    tight = plan(
+        LLAMA_FP8, host("h100-sxm-80gb"), engine_args={"gpu-memory-utilization": 0.94, "kv-cache-dtype": "fp8"}
+    )
+    assert only(tight)["fit"]["verdict"] == "fits"
+    assert "fits with nothing to spare (1.02 requests of 16,384 tokens)" in tight.warnings[0]
+    assert (
+        plan(
+            LLAMA_FP8, host("h100-sxm-80gb"), engine_args={"max-model-len": "auto", "gpu-memory-utilization": 0.95}
+        ).warnings
+        == []
+    )
+
+
+# --- ways out that can be taken as they are written --------------------------------------------------------------
+
+
+def ways(found: Plan, name: str = "llama-0") -> list[dict[str, Any]]:
+    (instance,) = [one for one in found.instances if one["name"] == name]
+    suggestions: list[dict[str, Any]] = instance["fit"]["suggestions"]
+    return suggestions
+
+
+def test_only_checkpoints_of_the_same_model_are_offered() -> None:
+    """A fine-tune has the shape of another model, and a padded checkpoint not quite the shape of its own."""
+    tuned = {"our/tune": {"config": DATA["__vllm_plan_known_models"][LLAMA]["config"], "source": "the hub"}}
+    assert [
+        way for way in ways(plan("our/tune", host("h100-sxm-80gb", numbers=tuned))) if "model" in way["change"]
+    ] == []
+    found = ways(plan("Qwen/Qwen2.5-72B-Instruct", host("h100-sxm-80gb")))
+    assert [way["change"]["model"] for way in found if "model" in way["change"]] == ["Qwen/Qwen2.5-72B-Instruct-AWQ"]
+    assert plan("Qwen/Qwen2.5-72B-Instruct-AWQ", host("h100-sxm-80gb")).misfits == []
+
+
+def test_a_checkpoint_with_an_fp8_cache_is_offered_only_where_it_surely_runs() -> None:
+    found = plan(LLAMA, host("a100-sxm-80gb"))
+    assert "nvidia/Llama-3.3-70B-Instruct-FP8" not in str(ways(found))
+    itself = plan("nvidia/Llama-3.3-70B-Instruct-FP8", host({"kind": "a100-sxm-80gb", "count": 2}), tensor_parallel=2)
+    assert any(
+        "kv-cache-dtype of 'llama' is auto, and its checkpoint has an FP8 cache" in one for one in itself.warnings
+    )
+
+
+def test_a_pinned_profile_stays_or_is_said_to_go() -> None:
+    pinned = ways(plan(LLAMA, host("t4-16gb"), profile="generic_fp16"))
+    (elsewhere,) = [way for way in pinned if "gpu" in way["change"]]
+    change = elsewhere["change"]
+    assert "profile" not in change
+    again = host({"kind": change["gpu"], "count": change.get("tensor_parallel", 1)})
+    assert (
+        only(plan(LLAMA, again, profile="generic_fp16", tensor_parallel=change.get("tensor_parallel", 1)))["fit"][
+            "kv_tokens"
+        ]
+        == elsewhere["kv_tokens"]
+    )
+    # None of the others has what this one demands.
+    only_here = {
+        "requires": {"compute_capability": "8.0", "memory_gib": 39},
+        "engine_args": {"max-num-batched-tokens": 2048},
+    }
+    kinds = {kind: DATA["__vllm_plan_known_gpus"][kind] for kind in ("a100-sxm-40gb", "l4-24gb")}
+    where = host("a100-sxm-40gb", known_gpus=kinds, profiles={**DATA["__vllm_plan_profiles"], "own": only_here})
+    (gone,) = [way for way in ways(plan("Qwen/Qwen3-32B", where, profile="own")) if "gpu" in way["change"]]
+    assert (gone["change"]["profile"], "with profile: auto" in gone["text"]) == ("auto", True)
+
+
+def test_what_a_way_out_leaves_behind_is_named() -> None:
+    found = ways(plan(LLAMA, host({"kind": "h100-sxm-80gb", "count": 2}), gpus=[0], revision="abc"))
+    wider = next(way for way in found if "tensor_parallel" in way["change"])
+    assert (wider["change"]["gpus"], "without gpus (" in wider["text"]) == (None, True)
+    other = next(way for way in found if "model" in way["change"])
+    assert (other["change"]["revision"], "without revision (" in other["text"]) == (None, True)
+
+
+def test_another_free_gpu_of_the_host_is_the_first_way_out() -> None:
+    found = plan("Qwen/Qwen3-32B", host("l4-24gb", "h100-sxm-80gb"))
+    first = ways(found)[0]
+    assert first["change"] == {"gpus": [1]}
+    assert first["text"].startswith("gpus: [1] (NVIDIA H100 80GB HBM3) (")
+    again = only(plan("Qwen/Qwen3-32B", host("l4-24gb", "h100-sxm-80gb"), gpus=[1]))
+    assert again["fit"]["kv_tokens"] == first["kv_tokens"]
+
+
+def test_several_gpus_are_of_one_kind_where_there_are_enough() -> None:
+    mixed = ["l4-24gb", "h100-sxm-80gb", "h100-sxm-80gb"]
+    assert only(plan("Qwen/Qwen3-8B", host(*mixed), tensor_parallel=2))["gpus"] == [1, 2]
+    unlike = plan("Qwen/Qwen3-8B", host(*mixed[:2]), tensor_parallel=2)
+    assert only(unlike)["fit"]["gpu_kind"] == "l4-24gb and h100-sxm-80gb"
+    assert "'llama-0' spreads over unlike GPUs of gpu01 (NVIDIA L4, NVIDIA H100 80GB HBM3)" in unlike.warnings[0]
+
+
+# --- shared GPUs ------------------------------------------------------------------------------------------------
+
+
+def sharing(*shares: float) -> Plan:
+    models = [
+        {
+            "name": name,
+            "model": "Qwen/Qwen3-8B",
+            "served_as": [name],
+            "gpus": [0],
+            "engine_args": {"gpu-memory-utilization": share},
+        }
+        for name, share in zip("abc", shares, strict=False)
+    ]
+    return make_plan(models, host("h100-sxm-80gb"))
+
+
+def test_sharing_leaves_room_for_the_contexts() -> None:
+    assert sharing(0.5, 0.44).warnings == []
+    (warning,) = sharing(0.5, 0.49).warnings
+    assert "sums up to 0.99 (a-0: 0.5, b-0: 0.49): the CUDA contexts" in warning
+    assert "Keep the sum at 0.95 or below" in warning
+    over = sharing(0.6, 0.5)
+    assert [one["fit"]["verdict"] for one in over.instances] == ["refused", "refused"]
+    assert over.instances[0]["fit"]["reasons"] == over.problems
+
+
+def test_free_room_of_a_shared_gpu_is_offered() -> None:
+    models = [
+        {"name": "a", "model": "Qwen/Qwen3-8B", "served_as": ["a"], "gpus": [0], "engine_args": {"gpu-memory-utilization": 0.3}},
+        {"name": "b", "model": "Qwen/Qwen3-32B", "served_as": ["b"], "gpus": [0], "engine_args": {"gpu-memory-utilization": 0.4}},
+    ]  # fmt: skip
+    (first, *_rest) = ways(make_plan(models, host("h100-sxm-80gb")), "b-0")
+    assert list(first["change"]["engine_args"]) == ["gpu-memory-utilization"]
+    assert 0.4 < first["change"]["engine_args"]["gpu-memory-utilization"] <= 0.65
+
+
+# --- GPUs that nothing can be served on ---------------------------------------------------------------------------
+
+
+def test_a_gpu_older_than_the_wheel_is_refused_whatever_a_profile_says() -> None:
+    old = {"index": 0, "name": "Tesla V100-SXM2-32GB", "memory_gib": 31.7, "compute_capability": "7.0"}
+    own = {"own": {"requires": {"compute_capability": "7.0"}, "engine_args": {"dtype": "float16"}}}
+    for changes in ({}, {"gpu_profile": "own"}):
+        (problem,) = plan(
+            "Qwen/Qwen3-8B", host(gpus=[old], profiles={**DATA["__vllm_plan_profiles"], **own}, **changes)
+        ).problems
+        assert problem == (
+            "'llama' has GPU 0 of gpu01, a Tesla V100-SXM2-32GB with compute capability 7.0: vLLM is built for 7.5 and newer. Use another GPU."
+        )
+
+
+def test_a_gpu_cut_up_by_mig_is_given_to_nobody() -> None:
+    gpus = [{**host("a100-sxm-80gb").gpus[0], "mig": True}, {**host("a100-sxm-80gb").gpus[0], "index": 1}]
+    assert only(plan("Qwen/Qwen3-8B", host(gpus=gpus)))["gpus"] == [1]
+
+
+def test_a_profile_that_the_catalogue_of_gpus_gets_wrong_is_refused() -> None:
+    gpus = [{**host("h100-sxm-80gb").gpus[0], "kind": "own", "profile": "h100_fp9"}]
+    (problem,) = plan("Qwen/Qwen3-8B", host(gpus=gpus)).problems
+    assert problem.startswith("vllm_plan_known_gpus.own.profile is 'h100_fp9': needs one of a100_awq,")
+    assert plan("Qwen/Qwen3-8B", host(gpus=gpus, gpu_profile="h100_fp8")).problems == []
+
+
+def test_replicas_say_the_same_once() -> None:
+    found = plan("Qwen/Qwen3-8B", host("h100-sxm-80gb"), replicas=8)
+    assert len(found.problems) == 1
+    unlike = plan("Qwen/Qwen3-8B", host({"kind": "h100-sxm-80gb", "count": 2}), replicas=2, engine_args={"zzz": 1})
+    assert len(unlike.problems) == 1
+
+
+def test_a_folder_that_nobody_is_asked_for_says_how_to_be_counted() -> None:
+    fit = only(plan("/srv/models/llama", host("h100-sxm-80gb")))["fit"]
+    assert fit["reasons"][0].endswith("add it to vllm_plan_known_models, or remove vllm_plan_gpus")
+    assert (fit["gpu_kind"], fit["gpu_source"]) == ("h100-sxm-80gb", "declared")

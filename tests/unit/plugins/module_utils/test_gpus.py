@@ -40,7 +40,7 @@ class Bus:
         (self.root / "module/nvidia").mkdir(parents=True)
         (self.root / "module/nvidia/version").write_text(f"{version}\n")
 
-    def read(self, answer: tuple[int, str, str] = NO_SMI) -> tuple[list[_gpus.Gpu], str, bool]:
+    def read(self, answer: tuple[int, str, str] = NO_SMI) -> _gpus.Found:
         return _gpus.read(lambda _argv: answer, self.root, SHIPPED)
 
 
@@ -63,7 +63,7 @@ def kinds(gpus: Sequence[_gpus.Gpu]) -> list[str]:
 def test_h200_with_a_driver(bus: Bus) -> None:
     """CUDA's own figure on this machine is 150109880320 bytes."""
     bus.add("0000:00:06", "2335")
-    gpus, problem, nvswitch = bus.read(said("h200.csv"))
+    gpus, problem, nvswitch, _complete = bus.read(said("h200.csv"))
     assert gpus == [
         {
             "index": 0,
@@ -90,8 +90,8 @@ def test_kind_and_profile_are_the_same_with_and_without_a_driver(bus: Bus) -> No
     """Else the engine's arguments would change when the driver comes."""
     for place in reversed(H100_PLACES):
         bus.add(place, "2330")
-    before, problem_before, _nvswitch = bus.read()
-    after, problem_after, _nvswitch = bus.read(said("h100_8.csv"))
+    before, problem_before, _nvswitch, _complete = bus.read()
+    after, problem_after, _nvswitch, _complete = bus.read(said("h100_8.csv"))
     assert (problem_before, problem_after) == ("", "")
     for key in (
         "index",
@@ -133,7 +133,7 @@ def test_pci_id_comes_from_the_bus_where_the_driver_does_not_tell(bus: Bus) -> N
 
 def test_gpu_of_no_catalogue_goes_by_what_the_driver_says(bus: Bus) -> None:
     text = "0, GPU-a, NVIDIA RTX 6000 Ada Generation, 49140, 600, 8.9, 580.1, 00000000:01:00.0, 0x26B110DE, [N/A]\n"
-    gpus, problem, _nvswitch = bus.read((0, text, ""))
+    gpus, problem, _nvswitch, _complete = bus.read((0, text, ""))
     assert (gpus[0]["kind"], gpus[0]["profile"], gpus[0]["fp8"], gpus[0]["memory_gib"], problem) == (
         "",
         "",
@@ -146,10 +146,10 @@ def test_gpu_of_no_catalogue_goes_by_what_the_driver_says(bus: Bus) -> None:
 
 
 def test_missing_compute_capability(bus: Bus) -> None:
-    known, problem, _nvswitch = bus.read(said("no_capability.csv"))
+    known, problem, _nvswitch, _complete = bus.read(said("no_capability.csv"))
     assert (known[0]["compute_capability"], known[0]["fp8"], problem) == ("9.0", True, "")
     other = (DATA / "no_capability.csv").read_text().replace("2330", "2BFF").replace("H100", "X100")
-    gpus, problem, _nvswitch = bus.read((0, other, ""))
+    gpus, problem, _nvswitch, _complete = bus.read((0, other, ""))
     assert gpus[0]["compute_capability"] == ""
     assert problem == (
         "nvidia-smi does not tell the compute capability of GPU 0 (NVIDIA X100 80GB HBM3): needs one, such as 9.0. "
@@ -158,7 +158,7 @@ def test_missing_compute_capability(bus: Bus) -> None:
 
 
 def test_mig(bus: Bus) -> None:
-    gpus, problem, _nvswitch = bus.read(said("a100_2_mig.csv"))
+    gpus, problem, _nvswitch, _complete = bus.read(said("a100_2_mig.csv"))
     assert [(gpu["mig"], gpu["kind"], gpu["pci_id"]) for gpu in gpus] == [
         (False, "a100-sxm-40gb", "20b0"),
         (True, "a100-sxm-40gb", "20b0"),
@@ -172,7 +172,7 @@ def test_mig(bus: Bus) -> None:
 def test_gpu_that_only_the_bus_shows(bus: Bus) -> None:
     for place in (*H100_PLACES, "41"):
         bus.add(place, "2330")
-    gpus, problem, _nvswitch = bus.read(said("h100_8.csv"))
+    gpus, problem, _nvswitch, _complete = bus.read(said("h100_8.csv"))
     assert len(gpus) == 8
     assert problem == (
         "nvidia-smi shows 8 of the 9 GPUs on the PCI bus: missing is 0000:41:00.0 (NVIDIA H100 80GB HBM3), fallen off the bus or "
@@ -183,10 +183,10 @@ def test_gpu_that_only_the_bus_shows(bus: Bus) -> None:
 def test_lost_gpu_is_named_once(bus: Bus) -> None:
     for place in ("18", "2a", "41", "5d"):
         bus.add(place, "2330")
-    gpus, problem, _nvswitch = bus.read(said("lost.txt", 15))
+    gpus, problem, _nvswitch, _complete = bus.read(said("lost.txt", 15))
     assert [gpu["pci_bus_id"] for gpu in gpus] == ["0000:18:00.0", "0000:2a:00.0", "0000:5d:00.0"]
     assert problem.count("0000:41:00.0") == 1
-    _gpus_found, problem, _nvswitch = bus.read(said("lost_unnamed.txt"))
+    _gpus_found, problem, _nvswitch, _complete = bus.read(said("lost_unnamed.txt"))
     assert "missing is 0000:2a:00.0 (NVIDIA H100 80GB HBM3), 0000:41:00.0" in problem
 
 
@@ -203,20 +203,42 @@ def test_bus_counts_where_nvidia_smi_fails(bus: Bus, answer: tuple[int, str, str
     for place in H100_PLACES:
         bus.add(place, "2330")
     bus.driver("580.159.04")
-    gpus, problem, _nvswitch = bus.read(answer)
+    gpus, problem, _nvswitch, _complete = bus.read(answer)
     assert kinds(gpus) == ["h100-sxm-80gb"] * 8
     assert {gpu["driver_version"] for gpu in gpus} == {"580.159.04"}
     assert words in problem
     assert "\n" not in problem
 
 
+@pytest.mark.parametrize(
+    ("answer", "places", "complete"),
+    [
+        (said("h100_8.csv"), H100_PLACES, True),
+        (said("a100_2_mig.csv"), (), True),
+        (said("inforom.csv"), ("18",), True),
+        (NO_SMI, H100_PLACES, True),
+        # One is gone, or nobody knows.
+        (said("h100_8.csv"), (*H100_PLACES, "41"), False),
+        (said("lost.txt", 15), ("18", "2a", "41", "5d"), False),
+        (said("unknown_error.csv"), (), False),
+        (said("mismatch.txt", 18), H100_PLACES, False),
+    ],
+)
+def test_whether_a_gpu_may_be_missing(
+    bus: Bus, answer: tuple[int, str, str], places: tuple[str, ...], complete: bool
+) -> None:
+    for place in places:
+        bus.add(place, "2330")
+    assert bus.read(answer).complete is complete
+
+
 # --- PCI -------------------------------------------------------------------------------------------------------
 
 
 def test_host_without_gpus(bus: Bus) -> None:
-    assert bus.read() == ([], "", False)
+    assert bus.read() == ([], "", False, True)
     bus.add("00", "1237", "0x060000", "0x8086")
-    assert bus.read() == ([], "", False)
+    assert bus.read() == ([], "", False, True)
 
 
 def test_bare_host(bus: Bus) -> None:
@@ -227,7 +249,7 @@ def test_bare_host(bus: Bus) -> None:
     bus.add("0f", "2684", VGA)
     bus.add("10", "22ba", AUDIO)
     bus.add("11", "1ad8", USB)
-    gpus, problem, nvswitch = bus.read()
+    gpus, problem, nvswitch, _complete = bus.read()
     assert [
         (gpu["index"], gpu["pci_bus_id"], gpu["kind"], gpu["memory_gib"], gpu["driver_version"]) for gpu in gpus
     ] == [
@@ -242,7 +264,7 @@ def test_bare_host(bus: Bus) -> None:
 def test_unknown_id(bus: Bus) -> None:
     for place in ("41", "42"):
         bus.add(place, "2bff")
-    gpus, problem, _nvswitch = bus.read()
+    gpus, problem, _nvswitch, _complete = bus.read()
     assert [(gpu["name"], gpu["kind"], gpu["memory_gib"], gpu["compute_capability"], gpu["fp8"]) for gpu in gpus] == [
         ("NVIDIA 10de:2bff", "", 0.0, "", False)
     ] * 2
@@ -259,9 +281,10 @@ def test_old_display_card_is_left_out(bus: Bus) -> None:
         "The only GPU on the PCI bus is older than Turing (10de:128b at 0000:02:00.0): vLLM needs compute capability 7.5 or more. "
         "Use another GPU.",
         False,
+        True,
     )
     bus.add("41", "20b0")
-    gpus, problem, _nvswitch = bus.read()
+    gpus, problem, _nvswitch, _complete = bus.read()
     assert (kinds(gpus), gpus[0]["index"], problem) == (["a100-sxm-40gb"], 0, "")
 
 
@@ -407,7 +430,7 @@ def test_catalogue_problems(catalogue: object, problems: list[str]) -> None:
 def test_wrong_entries_are_not_used(bus: Bus) -> None:
     bus.add("41", "2330")
     wrong: dict[str, Any] = {"x": {"pci_ids": ["2330"]}, "y": 1, "z": SHIPPED["h100-sxm-80gb"]}
-    gpus, _problem, _nvswitch = _gpus.read(lambda _argv: NO_SMI, bus.root, wrong)
+    gpus, _problem, _nvswitch, _complete = _gpus.read(lambda _argv: NO_SMI, bus.root, wrong)
     assert kinds(gpus) == ["z"]
 
 

@@ -18,6 +18,7 @@ PROFILES = DATA["__vllm_plan_profiles"]
 CATALOGUES = {
     "known_models": DATA["__vllm_plan_known_models"],
     "known_gpus": DATA["__vllm_plan_known_gpus"],
+    "options": DATA["__vllm_plan_options"],
     "since": DATA["__vllm_plan_option_since"],
     "rules": DATA["__vllm_plan_rules"],
 }
@@ -30,7 +31,7 @@ def gpu(kind: str, **changes: Any) -> dict[str, Any]:
 
 
 H100, A100, T4 = gpu("h100-sxm-80gb"), gpu("a100-sxm-40gb"), gpu("t4-16gb")
-UNKNOWN = {"name": "Tesla V100", "memory_gib": 15.0, "compute_capability": "7.0"}
+UNKNOWN = {"name": "NVIDIA T1000", "memory_gib": 7.8, "compute_capability": "7.5"}
 
 
 def host(*gpus: dict[str, Any], **changes: Any) -> Host:
@@ -93,10 +94,15 @@ def test_one_model_on_one_gpu() -> None:
         },
         "env": {"CUDA_DEVICE_ORDER": "PCI_BUS_ID", "CUDA_VISIBLE_DEVICES": "0"},
         "fit": {
+            "gpu": "NVIDIA H100 80GB HBM3",
+            "gpu_kind": "h100-sxm-80gb",
+            "gpu_gib": 79.1,
+            "gpu_source": "declared",
             "verdict": "not checked",
             "numbers": "unknown",
             "reasons": [
-                "unknown: not checked, since nothing is known of it: neither a config.json nor an entry in vllm_plan_known_models"
+                "unknown: not checked, since nothing is known of it: neither a config.json nor an entry in vllm_plan_known_models. With GPUs from "
+                "vllm_plan_gpus the host is not asked for its folder: name the hub's id as model, add it to vllm_plan_known_models, or remove vllm_plan_gpus"
             ],
             "suggestions": [],
         },
@@ -360,13 +366,13 @@ def test_no_gpu_is_refused_with_the_ways_out() -> None:
 
 def test_a_gpu_that_no_profile_suits_is_refused() -> None:
     (message,) = refused([model()], host(UNKNOWN))
-    assert message.startswith("vllm_gpu_profile is 'auto' and no profile suits Tesla V100 (15.0 GiB, 7.0) on gpu01:")
+    assert message.startswith("vllm_gpu_profile is 'auto' and no profile suits NVIDIA T1000 (7.8 GiB, 7.5) on gpu01:")
 
 
 def test_each_kind_of_gpu_that_no_profile_suits_is_named_once() -> None:
     old = {**UNKNOWN, "name": "Old", "compute_capability": ""}
     (message,) = refused([model(gpus=[0, 1, 2], tensor_parallel=3)], host(UNKNOWN, old, UNKNOWN))
-    assert "no profile suits Old (15.0 GiB, unknown), Tesla V100 (15.0 GiB, 7.0) on gpu01: needs one of a100" in message
+    assert "no profile suits NVIDIA T1000 (7.8 GiB, 7.5), Old (7.8 GiB, unknown) on gpu01: needs one of a100" in message
     assert message.endswith("h100_fp8, h200_fp8. Add one in vllm_plan_profiles.")
 
 
@@ -377,15 +383,21 @@ def test_a_pinned_profile_that_the_gpu_cannot_run_is_refused_naming_both() -> No
     ]
 
 
+SHARE = "or let two models share a GPU: name it in gpus of both, with gpu-memory-utilization that sums up to less."
+
+
 def test_more_gpus_than_there_are_is_refused() -> None:
     assert refused([model("a"), model("b")], host(H100)) == [
-        "vllm_models: 'b-0' needs 1 free GPU(s): gpu01 has 0 (0: a-0). Take a model away, lower tensor_parallel or replicas, or use another host."
+        "vllm_models: 'b-0' needs 1 free GPU(s): gpu01 has 0 (0: a-0). Take a model away, lower tensor_parallel or replicas, use another host, "
+        + SHARE
     ]
     assert refused([model("a", gpus=[1]), model("b", gpus=[0]), model("c")], host(H100, H100)) == [
-        "vllm_models: 'c-0' needs 1 free GPU(s): gpu01 has 0 (0: b-0, 1: a-0). Take a model away, lower tensor_parallel or replicas, or use another host."
+        "vllm_models: 'c-0' needs 1 free GPU(s): gpu01 has 0 (0: b-0, 1: a-0). Take a model away, lower tensor_parallel or replicas, use another host, "
+        + SHARE
     ]
     assert refused([model("a", tensor_parallel=2)], host(H100)) == [
-        "vllm_models: 'a-0' needs 2 free GPU(s): gpu01 has 1 (none taken). Take a model away, lower tensor_parallel or replicas, or use another host."
+        "vllm_models: 'a-0' needs 2 free GPU(s): gpu01 has 1 (none taken). Take a model away, lower tensor_parallel or replicas, use another host, "
+        + SHARE
     ]
     assert refused([model("a", gpus=[3])], host(H100, H100)) == [
         "vllm_models: 'a' has GPU 3: gpu01 shows the GPUs 0, 1. Correct gpus."
@@ -422,9 +434,10 @@ def test_a_problem_is_told_once() -> None:
 
 
 def test_options_are_spelt_as_on_the_command_line_but_for_what_is_below_one() -> None:
-    asked = {"max_num_seqs": 8, "some_config.inner_key": 1, "no-x": True}
+    asked = {"max_num_seqs": 8, "compilation_config.inner_key": 1, "no-enable-prefix-caching": True}
     (instance,) = planned([model(engine_args=asked)], host(gpu_profile="cpu"))
-    assert set(instance["engine_args"]) == {"dtype", "max-model-len", "max-num-seqs", "some-config.inner_key", "no-x"}
+    profiles_own = {"dtype", "max-model-len", "max-num-seqs"}
+    assert set(instance["engine_args"]) == {*profiles_own, "compilation-config.inner_key", "no-enable-prefix-caching"}
 
 
 @pytest.mark.parametrize(
@@ -496,8 +509,7 @@ def test_a_profile_whose_name_is_no_text_is_refused() -> None:
         # The catalogue's word holds as long as the GPU can do it, and one other profile can.
         ({"profile": "a100_fp16"}, "a100_fp16"),
         ({"memory_gib": 40.0}, "ada_fp8"),
-        ({"profile": "gone"}, "h100_fp8"),
-        ({"profile": "", "compute_capability": "5.0", "memory_gib": 1.0}, "zz_easy"),
+        ({"profile": "", "compute_capability": "7.5", "memory_gib": 1.0}, "zz_easy"),
         # The most demanding that it can run, and none that asks to be named.
         ({"profile": "", "compute_capability": "8.0"}, "a100_fp16"),
         ({"profile": "", "compute_capability": "10.0", "memory_gib": 190}, "b200_fp8"),

@@ -99,8 +99,19 @@ def test_a_misfit_shows_no_memory_below_nothing_and_the_ways_out() -> None:
 
 def test_what_stands_against_the_plans_is_a_line_each() -> None:
     found = report(instance(fit=MISFIT), problems=["no driver"])
-    assert _report.failures(found) == ["gpu01: no driver", "gpu01: 'llama-0' does not fit, see above for what would"]
-    assert _report.failures(report(instance(fit=MISFIT | {"misfit_allowed": True}))) == []
+    assert _report.failures(found) == {"gpu01": ["no driver", "'llama-0' does not fit, see above for what would"]}
+    assert _report.failures(report(instance(fit=MISFIT | {"misfit_allowed": True}))) == {}
+
+
+def test_replicas_have_one_note() -> None:
+    text = _report.table(report(instance(fit=MISFIT), instance(fit=MISFIT, name="llama-1")))
+    assert text.endswith("\ngpu01 llama-0, llama-1 (org/llama): does not fit\n  too big.\n  1. less\n")
+    assert text.count("too big.") == 1
+
+
+def test_hosts_that_were_not_asked_are_named_once() -> None:
+    text = _report.table(report(instance(fit={"gpu_source": "declared"}), instance(fit={"gpu_source": "declared"})))
+    assert text.endswith("\n\nPlanned for GPUs that vllm_plan_gpus declares, without asking: gpu01\n")
 
 
 def test_numbers_from_memory_and_hosts_not_reached_are_told() -> None:
@@ -132,6 +143,7 @@ def test_the_document_is_what_programs_read() -> None:
                 "engine_args_from": {"dtype": "profile h100_fp8"},
                 "gpu": "NVIDIA H100 80GB HBM3",
                 "gpu_kind": "h100-sxm-80gb",
+                "gpu_source": "",
                 "gpu_gib": None,
                 "budget_gib": None,
                 "weights_gib": 33.83,
@@ -194,14 +206,13 @@ def test_without_anything_to_tell_there_are_no_notes() -> None:
     assert "unverified" not in _report.table(report(INSTANCE))
 
 
-def test_the_problems_of_every_host_stand_before_what_does_not_fit() -> None:
+def test_every_host_fails_for_its_own() -> None:
     plans: dict[str, dict[str, Any]] = {
         "a": {"instances": [instance(host="a", fit=MISFIT)]},
         "b": {"problems": ["one", "two"]},
     }
-    assert _report.failures(_report.document(plans, [])) == [
-        "b: one",
-        "b: two",
-        "a: 'llama-0' does not fit, see above for what would",
-    ]
-    assert _report.failures(report(INSTANCE, instance(fit={"verdict": "refused"}))) == []
+    assert _report.failures(_report.document(plans, [])) == {
+        "a": ["'llama-0' does not fit, see above for what would"],
+        "b": ["one", "two"],
+    }
+    assert _report.failures(report(INSTANCE, instance(fit={"verdict": "refused"}))) == {}
