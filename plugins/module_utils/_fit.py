@@ -152,7 +152,7 @@ class Judge:
     def utilization(self, case: Case) -> float:
         """Return the part of its GPUs' memory that a case takes, 0 for a value that is none."""
         given = self.arguments(case, Findings()).values.get("gpu-memory-utilization")
-        taken = _profiles.DEFAULT_UTILIZATION if given is None else given
+        taken = _memory.DEFAULT_UTILIZATION if given is None else given
         return float(taken) if _profiles.is_utilization(taken) else 0.0
 
     # --- arguments -------------------------------------------------------------------------------------------

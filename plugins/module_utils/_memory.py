@@ -14,8 +14,11 @@ from dataclasses import dataclass
 from typing import Any
 
 from ._model import DTYPE_BYTES, Shape, TensorKind
+from ._wanted import count
 
 GIB = 2**30
+#: What vLLM takes of a GPU where nobody says.
+DEFAULT_UTILIZATION = 0.92
 #: Tokens in a block of the KV cache, vLLM's default.
 BLOCK_TOKENS = 16
 #: With asynchronous scheduling, vLLM's default, two batches are under way, and a sliding window holds the tokens of both.
@@ -52,7 +55,7 @@ class Setting:
     """Engine arguments that decide about memory, as numbers. ``max_model_len`` 0 means as much as fits."""
 
     tensor_parallel: int = 1
-    utilization: float = 0.92
+    utilization: float = DEFAULT_UTILIZATION
     max_model_len: int = 0
     max_num_seqs: int = 256
     max_num_batched_tokens: int = 2048
@@ -304,7 +307,7 @@ def setting_of(args: Mapping[str, Any], shape: Shape, tensor_parallel: int) -> S
     dtype = str(args.get("dtype", "auto"))
     return Setting(
         tensor_parallel=tensor_parallel,
-        utilization=_number(args, "gpu-memory-utilization", 0.92),
+        utilization=_number(args, "gpu-memory-utilization", DEFAULT_UTILIZATION),
         max_model_len=_max_model_len(args, shape),
         max_num_seqs=_count(args, "max-num-seqs", 256),
         max_num_batched_tokens=_count(args, "max-num-batched-tokens", 2048),
@@ -336,17 +339,8 @@ def _number(args: Mapping[str, Any], key: str, default: float) -> float:
 
 
 def _count(args: Mapping[str, Any], key: str, default: int) -> int:
-    """Return a whole number, which vLLM also takes as 16k (thousands) or 16K (1024)."""
     value = args.get(key, default)
-    if isinstance(value, str) and value[-1:] in _FACTORS and value[:-1].replace(".", "", 1).isdigit():
-        return int(float(value[:-1]) * _FACTORS[value[-1]])
-    try:
-        found = int(str(value))
-    except ValueError:
-        found = -1
-    if isinstance(value, bool) or found < 0:
+    found = count(value)
+    if found is None:
         raise ValueError(f"{key} is {value!r}: needs a whole number")
     return found
-
-
-_FACTORS = {"k": 10**3, "m": 10**6, "g": 10**9, "K": 2**10, "M": 2**20, "G": 2**30}

@@ -12,7 +12,7 @@ from difflib import get_close_matches
 from typing import Any
 
 from ._model import Shape
-from ._wanted import argument_problems, environment_problems, is_number, normalised, shown
+from ._wanted import argument_problems, count, environment_problems, is_number, normalised, shown
 
 #: What people write for a dtype that vLLM has not, and what they mean.
 WRONG_DTYPES = {
@@ -23,14 +23,10 @@ WRONG_DTYPES = {
 }
 #: What all instances of a GPU may take together; above it the CUDA contexts have no room.
 HIGHEST_UTILIZATION = 0.96
-#: What vLLM takes of a GPU where nobody says.
-DEFAULT_UTILIZATION = 0.92
 PROFILE_KEYS = ("device", "requires", "requires_quantization", "auto", "engine_args", "unquantized_engine_args", "env")
 TEXTS = ("dtype", "quantization", "kv-cache-dtype")
-#: Options that vLLM also reads as 16k (thousands) or 16K (1024).
+#: Options that are whole numbers from 1.
 COUNTS = ("max-model-len", "max-num-seqs", "max-num-batched-tokens", "kv-cache-memory-bytes")
-COUNT = re.compile(r"(\d{1,15})|(\d{1,6}(?:\.\d{1,6})?)([kmgKMG])")
-FACTORS = {"k": 10**3, "m": 10**6, "g": 10**9, "K": 2**10, "M": 2**20, "G": 2**30}
 
 
 @dataclass
@@ -242,12 +238,12 @@ def check_values(arguments: Arguments, name: str, findings: Findings) -> None:
         if need := _need(key, value):
             findings.problems.append(f"{where}: {need}")
         elif key in COUNTS:
-            arguments.values[key] = _count(value) or value
+            arguments.values[key] = count(value) or value
         elif key == "gpu-memory-utilization" and value > HIGHEST_UTILIZATION:
             findings.warnings.append(
                 f"{where}: the CUDA context (0.6 to 1 GiB) comes on top of it. Keep it at {HIGHEST_UTILIZATION} or below."
             )
-    batch, requests = (_count(arguments.values.get(key)) for key in ("max-num-batched-tokens", "max-num-seqs"))
+    batch, requests = (count(arguments.values.get(key)) for key in ("max-num-batched-tokens", "max-num-seqs"))
     if batch and requests and batch < requests:
         findings.problems.append(
             f"engine_args.max-num-batched-tokens of '{name}' is {batch}: needs at least max-num-seqs, {requests}. Raise it, or lower that."
@@ -266,7 +262,7 @@ def _need(key: str, value: object) -> str:
         return "needs a number from 0. Correct it."
     if key == "max-model-len" and value in ("auto", -1):
         return ""
-    if key in COUNTS and not _count(value):
+    if key in COUNTS and not count(value):
         return f"needs a whole number from 1{', or auto' if key == 'max-model-len' else ''}. Correct it."
     return ""
 
@@ -278,14 +274,6 @@ def _wrong_dtype(key: str, value: object) -> str:
 def is_utilization(value: object) -> bool:
     """Whether it is a part of a GPU's memory: above 0, up to 1."""
     return is_number(value) and 0 < value <= 1  # type: ignore[operator]
-
-
-def _count(value: object) -> int | None:
-    """Return a whole number as vLLM reads it, or None for anything else."""
-    found = COUNT.fullmatch(str(value)) if isinstance(value, (int, str)) and not isinstance(value, bool) else None
-    if not found:
-        return None
-    return int(found[1] or float(found[2]) * FACTORS[found[3]])
 
 
 def _fit_dtype(

@@ -18,6 +18,9 @@ ENVIRONMENT = re.compile(r"^[A-Z_][A-Z0-9_]*\Z")
 HUB_ID = re.compile(r"^[A-Za-z0-9][A-Za-z0-9._-]{0,95}/[A-Za-z0-9][A-Za-z0-9._-]{0,95}\Z")
 REVISION = re.compile(r"^[A-Za-z0-9_][A-Za-z0-9._/-]{0,254}\Z")
 PORTS = range(1024, 65536)
+#: What vLLM reads as a whole number: 16k are thousands, 16K are 1024.
+COUNT = re.compile(r"(\d{1,15})|(\d{1,6}(?:\.\d{1,6})?)([kmgKMG])")
+FACTORS = {"k": 10**3, "m": 10**6, "g": 10**9, "K": 2**10, "M": 2**20, "G": 2**30}
 #: GPUs, and instances of one model, that a host may have: more is a slip, and each costs memory here.
 MOST = 64
 
@@ -256,6 +259,14 @@ def replicas(model: Mapping[str, Any]) -> int:
 def is_whole(value: object, allowed: range) -> bool:
     """Whether it is a whole number, no boolean, in a range."""
     return isinstance(value, int) and not isinstance(value, bool) and value in allowed
+
+
+def count(value: object) -> int | None:
+    """Return a whole number as vLLM reads it, or None for anything else."""
+    found = COUNT.fullmatch(str(value)) if isinstance(value, (int, str)) and not isinstance(value, bool) else None
+    if not found:
+        return None
+    return int(found[1] or float(found[2]) * FACTORS[found[3]])
 
 
 def report(problems: list[str], message: str) -> None:

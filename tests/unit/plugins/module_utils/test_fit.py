@@ -931,6 +931,38 @@ def test_several_gpus_are_of_one_kind_where_there_are_enough() -> None:
     assert "'llama-0' spreads over unlike GPUs of gpu01 (NVIDIA L4, NVIDIA H100 80GB HBM3)" in unlike.warnings[0]
 
 
+VARIANTS: list[dict[str, Any]] = [
+    {},
+    {"profile": "generic_fp16"},
+    {"gpus": [0], "revision": "v1"},
+    {"replicas": 2},
+    {"tensor_parallel": 2, "profile": "generic_fp16", "engine_args": {"max-model-len": 8192}},
+]
+
+
+@pytest.mark.parametrize("variant", VARIANTS, ids=str)
+@pytest.mark.parametrize("kind", ["t4-16gb", "l40s-48gb", "a100-sxm-80gb", "h100-sxm-80gb"])
+@pytest.mark.parametrize(
+    "name",
+    [LLAMA, LLAMA_FP8, "Qwen/Qwen2.5-72B-Instruct", "openai/gpt-oss-120b", "deepseek-ai/DeepSeek-R1-0528", "Qwen/Qwen3-32B"],
+)  # fmt: skip
+def test_every_way_out_does_what_it_says_when_it_is_taken(name: str, kind: str, variant: dict[str, Any]) -> None:
+    replicas = variant.get("replicas", 1)
+    found = plan(name, host({"kind": kind, "count": replicas * variant.get("tensor_parallel", 1)}), **variant)
+    for way in ways(found) if found.instances and not found.problems else []:
+        change = dict(way["change"])
+        taken = {
+            **variant,
+            **change,
+            "engine_args": {**variant.get("engine_args", {}), **change.get("engine_args", {})},
+        }
+        gpus = {"kind": taken.pop("gpu", kind), "count": replicas * taken.get("tensor_parallel", 1)}
+        wanted = {key: value for key, value in taken.items() if value is not None}
+        again = plan(wanted.pop("model", name), host(gpus), **wanted)
+        assert again.problems + again.misfits == []
+        assert again.instances[0]["fit"]["kv_tokens"] == way["kv_tokens"]
+
+
 # --- shared GPUs ------------------------------------------------------------------------------------------------
 
 
