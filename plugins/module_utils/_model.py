@@ -6,12 +6,13 @@
 from __future__ import annotations
 
 import math
+import re
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal
 
-from ._wanted import shown
+from ._wanted import is_whole, shown
 
 AttentionKind = Literal["full", "sliding", "chunked", "mla", "linear"]
 #: How a tensor behaves: which ones a quantisation touches, and how tensor parallelism divides them.
@@ -30,9 +31,11 @@ LAYER_TYPES: Mapping[str, AttentionKind] = {
 EXPERT_COUNTS = ("num_local_experts", "n_routed_experts", "num_experts", "moe_num_experts")
 #: Rope scalings whose factor is in max_position_embeddings already.
 UNSTRETCHED_ROPES = (None, "default", "llama3", "longrope", "su", "mrope", "proportional")
-#: Bytes of a number by the name that configs and vLLM use.
 #: More than any model has. A config may be anybody's: what it says decides how much is computed here.
-MOST_LAYERS, MOST_OF_ANYTHING = 10_000, 2**40
+MOST_LAYERS, MOST_OF_ANYTHING, MOST_IN_BLOCK = 10_000, 2**40, 2**20
+#: A kind of model or of quantisation, as both are shown.
+NAME = re.compile(r"[A-Za-z0-9._/-]{1,64}")
+#: Bytes of a number by the name that configs and vLLM use.
 DTYPE_BYTES = {"float32": 4, "float": 4, "float16": 2, "half": 2, "bfloat16": 2}
 
 
@@ -136,10 +139,10 @@ def shape(config: Mapping[str, Any]) -> Shape:
     """Return the shape that a ``config.json`` describes. Raises `UnknownShapeError` where it does not say enough."""
     try:
         found = _Reader(text_config(config), config).shape()
-    except (TypeError, ValueError, LookupError, ArithmeticError, AttributeError) as error:
+    except (TypeError, ValueError, LookupError, ArithmeticError, AttributeError, RecursionError) as error:
         if isinstance(error, UnknownShapeError):
             raise
-        raise UnknownShapeError(f"its config.json has numbers that make no sense ({error})") from None
+        raise UnknownShapeError(f"its config.json has numbers that make no sense ({shown(str(error))})") from None
     kept = (found.storage.linear, found.storage.expert) if found.storage else ()
     counted = (found.max_position, *(tensor.parameters for tensor in found.tensors))
     if not all(0 < size <= 4 for size in kept) or not all(0 <= one <= MOST_OF_ANYTHING for one in counted):
@@ -160,7 +163,8 @@ class _Reader:
         self.head_dim = self.number("head_dim", self.hidden // self.heads)
         self.experts = next((self.number(key) for key in EXPERT_COUNTS if config.get(key)), 0)
         self.mla = bool(config.get("kv_lora_rank"))
-        self.model_type = str(config.get("model_type") or whole.get("model_type") or "unknown")
+        model_type = str(config.get("model_type") or whole.get("model_type") or "")
+        self.model_type = model_type if NAME.fullmatch(model_type) else "unknown"
 
     def number(self, key: str, default: int | None = None, most: int = MOST_OF_ANYTHING) -> int:
         """Return a positive whole number of the config."""
@@ -216,7 +220,7 @@ class _Reader:
             unknown = sorted({str(name) for name in named} - set(LAYER_TYPES))
             if unknown:
                 raise UnknownShapeError(
-                    f"its config.json has layers of the kind {unknown[0]!r}, which the plan cannot count"
+                    f"its config.json has layers of the kind {shown(unknown[0])}, which the plan cannot count"
                 )
             return [LAYER_TYPES[str(name)] for name in named][:count]
         if interval := self.optional("full_attention_interval"):
@@ -242,8 +246,12 @@ class _Reader:
         config, count = self.config, self.layer_count
         if not self.experts:
             return [False] * count
-        if isinstance(config.get("moe_layers"), Sequence) and config["moe_layers"]:
-            return [index in config["moe_layers"] for index in range(count)]
+        if named := config.get("moe_layers"):
+            if not isinstance(named, Sequence) or not all(map(_is_whole, named)):
+                raise UnknownShapeError(f"its config.json has moe_layers {shown(named)}")
+            # A set, since there may be as many entries as the file has room for.
+            sparse = set(named)
+            return [index in sparse for index in range(count)]
         step = self.optional("interleave_moe_layer_step") or self.optional("decoder_sparse_step") or 1
         dense = set(config.get("mlp_only_layers") or ())
         first = self.optional("first_k_dense_replace")
@@ -382,6 +390,8 @@ def storage(section: Mapping[str, Any], model_type: str = "", layers: int = 1) -
         method = "modelopt"
     if not section or not method:
         return None
+    if not NAME.fullmatch(method):
+        raise UnknownShapeError(_unknown_method(method))
     if method == "compressed-tensors":
         size, fp8 = _compressed_tensors(section)
         return Storage(method, linear=2.0 if _skips_attention(section, layers) else size, expert=size, fp8=fp8)
@@ -401,11 +411,24 @@ def storage(section: Mapping[str, Any], model_type: str = "", layers: int = 1) -
         size = 0.5 + 1 / 16 if fp4 else 1.0
         return Storage(method, linear=size, expert=size, fp8=not fp4)
     if method in ("fp8", "fbgemm_fp8", "ptpc_fp8"):
-        block = section.get("weight_block_size")
-        size = 1 + 4 / math.prod(block) if isinstance(block, Sequence) and block else 1.0
+        size = 1.0 + _scale_bytes(section.get("weight_block_size"))
         linear = 2.0 if method == "fbgemm_fp8" and model_type.startswith("llama4") else size
         return Storage(method, linear=linear, expert=size, fp8=True)
-    raise UnknownShapeError(f"its checkpoint is quantised by {method!r}, which the plan does not know")
+    raise UnknownShapeError(_unknown_method(method))
+
+
+def _unknown_method(method: str) -> str:
+    return f"its checkpoint is quantised by {shown(method)}, which the plan does not know"
+
+
+def _scale_bytes(block: object) -> float:
+    """Return what a 32-bit scale for each block of weights adds to a weight; nothing where there are no blocks."""
+    if not block:
+        return 0.0
+    sides: list[int] = list(block)[:4] if isinstance(block, Sequence) else []
+    if not 1 <= len(sides) <= 3 or not all(is_whole(side, range(1, MOST_IN_BLOCK + 1)) for side in sides):
+        raise UnknownShapeError(f"its config.json has weight_block_size {shown(block)}")
+    return 4 / math.prod(sides)
 
 
 def _compressed_tensors(section: Mapping[str, Any]) -> tuple[float, bool]:
@@ -420,6 +443,10 @@ def _skips_attention(section: Mapping[str, Any], layers: int) -> bool:
     """Whether the attention of all layers is left as it is, said by a pattern or by naming each."""
     named = [str(entry) for entry in section.get("ignore") or () if "self_attn" in str(entry)]
     return len(named) >= layers or any(entry.startswith("re:") for entry in named)
+
+
+def _is_whole(value: object) -> bool:
+    return isinstance(value, int) and not isinstance(value, bool)
 
 
 def _stores_kv_as_fp8(section: Mapping[str, Any]) -> bool:

@@ -117,6 +117,12 @@ def test_each_kind_of_tensor_is_divided_in_its_own_way() -> None:
         *(({"dtype": name}, "dtype_bytes", 2) for name in ("float16", "half", "bfloat16")),
         ({"torch_dtype": "unheard"}, "dtype_bytes", 2),
         ({"model_type": None}, "model_type", "unknown"),
+        # It is shown, and may be anybody's.
+        *(
+            ({"model_type": name}, "model_type", "unknown")
+            for name in ("\x1b[31mRED\x1b]0;title\x07", "a\nb", "\ud800x", "{{ 1 }}", "x" * 65, ["llama"])
+        ),
+        ({"model_type": "x" * 64}, "model_type", "x" * 64),
     ],
 )
 def test_the_figures_of_a_small_model(changes: dict[str, Any], field: str, value: Any) -> None:
@@ -208,7 +214,7 @@ def test_where_a_quantisation_is_written(config: dict[Any, Any], section: Mappin
 
 # --- storage -------------------------------------------------------------------------------------------------
 
-NO_BLOCKS: tuple[Any, ...] = (None, [], 128)
+NO_BLOCKS: tuple[Any, ...] = (None, [])
 FP8_GROUP = {"group_0": {"weights": {"num_bits": 8}}}
 
 
@@ -350,23 +356,46 @@ NONSENSE = "its config.json has numbers that make no sense"
         ({"num_experts": -1}, "its config.json has num_experts -1"),
         ({"intermediate_size": None}, "its config.json has no intermediate_size"),
         ({"layer_types": ["full_attention", "mamba"]}, "its config.json has layers of the kind 'mamba', which the plan cannot count"),
-        ({"layer_types": ["attention"]}, f"{NONSENSE} (zip() argument 2 is longer than argument 1)"),
+        ({"layer_types": ["attention"]}, f"{NONSENSE} ('zip() argument 2 is longer than argument 1')"),
         *(({key: 1}, "its config.json describes Mamba layers, which the plan cannot count") for key in ("hybrid_override_pattern", "mamba_d_state", "ssm_cfg")),
         ({"quantization_config": {"quant_method": "unheard"}}, "its checkpoint is quantised by 'unheard', which the plan does not know"),
         ({"quantization_config": {"quant_method": "awq", "bits": -4}}, NONSENSE),
         ({"quantization_config": {"quant_method": "awq", "bits": 1e300}}, NONSENSE),
-        ({"quantization_config": {"quant_method": "awq", "bits": "four"}}, f"{NONSENSE} (invalid literal for int() with base 10: 'four')"),
-        ({"quantization_config": {"quant_method": "compressed-tensors", "config_groups": {"g": {"weights": None}}}}, f"{NONSENSE} ('NoneType' object has no attribute 'get')"),
+        ({"quantization_config": {"quant_method": "awq", "bits": "four"}}, f'{NONSENSE} ("invalid literal for int() with base 10: \'four\'")'),
+        ({"quantization_config": {"quant_method": "compressed-tensors", "config_groups": {"g": {"weights": None}}}}, f'{NONSENSE} ("\'NoneType\' object has no attribute \'get\'")'),
         ({"rope_scaling": {"type": "linear", "factor": -1}}, NONSENSE),
         ({"extra_parameters": -1}, NONSENSE),
         ({"extra_parameters": 1e300}, NONSENSE),
         ({**LINEAR, "linear_num_value_heads": None}, "its config.json has no linear_num_value_heads"),
+        *(({"quantization_config": {"quant_method": "fp8", "weight_block_size": block}}, f"its config.json has weight_block_size {said}")
+          for block, said in ((128, "128"), ("ab", "'ab'"), ([1] * 4, "[1, 1, 1, 1]"), ([0], "[0]"), ([True], "[True]"), ([1.5], "[1.5]"), ([2**20 + 1], "[1048577]"),
+                              ([997] * 100_000, f"[{'997, ' * 11}9..."))),
+        *(({**EXPERTS, "moe_layers": named}, f"its config.json has moe_layers {said}") for named, said in (([5.0], "[5.0]"), ([True], "[True]"), ("3", "'3'"), ({"3": 1}, "{'3': 1}"))),
+        # Nothing that the file says is repeated at length, or as it stands.
+        ({"layer_types": ["\x1b[2J" + "x" * 10**6]}, f"its config.json has layers of the kind '\\x1b[2J{'x' * 49}..., which the plan cannot count"),
+        ({"quantization_config": {"quant_method": "modelopt\x1b[31m", "quant_algo": "FP8"}},
+         "its checkpoint is quantised by 'modelopt\\x1b[31m', which the plan does not know"),
+        ({"quantization_config": {"quant_method": "x" * 10**6}}, f"its checkpoint is quantised by '{'x' * 56}..., which the plan does not know"),
+        ({"extra_parameters": "y" * 10**6}, f'{NONSENSE} ("could not convert string to float: \'{"y" * 20}...)'),
     ],
 )  # fmt: skip
 def test_what_a_config_does_not_say_is_named(changes: dict[str, Any], message: str) -> None:
     with pytest.raises(UnknownShapeError) as raised:
         shape(**changes)
     assert str(raised.value) == message
+
+
+def test_many_layers_and_many_entries_are_looked_through_once() -> None:
+    found = shape(**EXPERTS, hidden_size=8, num_hidden_layers=10_000, moe_layers=[-1] * 99_999 + [7])
+    assert [(one.count, one.moe) for one in found.layers] == [(9_999, False), (1, True)]
+
+
+def test_a_config_that_is_too_deep_to_be_shown_is_a_sentence() -> None:
+    deep: list[Any] = []
+    for _level in range(100_000):
+        deep = [deep]
+    with pytest.raises(UnknownShapeError, match=NONSENSE):
+        shape(layer_types=[deep])
 
 
 def test_kv_heads_and_head_dim_may_be_left_out() -> None:
