@@ -19,10 +19,12 @@ from . import _model
 
 # The engine's unit has ProtectHome=yes and PrivateTmp=yes: it sees none of these.
 HIDDEN = ("/home", "/root", "/run/user", "/tmp", "/var/tmp")
-# The folders are read as root and may be anybody's, so nothing in them decides how much is read. The first limit is
-# safetensors' own; real indexes have a few megabytes.
+# The folders are read as root and may be anybody's: these, not the folder, decide how much is read. The first limit is
+# safetensors' own, the second is for all shards together; real configs have kilobytes, real indexes a few megabytes.
 HEADER_MAX_BYTES = 100_000_000
-JSON_MAX_BYTES = 64_000_000
+HEADERS_MAX_BYTES = 256_000_000
+CONFIG_MAX_BYTES = 4_000_000
+INDEX_MAX_BYTES = 64_000_000
 
 
 def problems(path: str, user: str = "vllm") -> list[str]:
@@ -30,7 +32,11 @@ def problems(path: str, user: str = "vllm") -> list[str]:
 
     Reads only: config.json, the safetensors index, and each shard's header and size.
     """
-    folder = Path(path)
+    # A file may have any name, and messages go to a terminal.
+    return [_printable(one) for one in _problems(Path(path), user)]
+
+
+def _problems(folder: Path, user: str) -> list[str]:
     for hidden in HIDDEN:
         if folder == Path(hidden) or Path(hidden) in folder.parents:
             return [f"the service's sandbox hides {hidden}; move the weights, for example below /srv/models"]
@@ -45,21 +51,20 @@ def problems(path: str, user: str = "vllm") -> list[str]:
         return [f"it cannot be read: {error.strerror} ({error.filename})"]
 
 
-def metadata(path: str) -> dict[str, Any] | None:
-    """Return what the plan asks of the folder ``path``, or None where its config.json cannot be read.
+def metadata(path: str, user: str = "vllm") -> dict[str, Any] | None:
+    """Return what the plan asks of the folder ``path``, or None where ``user`` may not read it or its config.json is none.
 
-    ``config`` is config.json, with ModelOpt's quantisation in it where that lies beside; ``weights_bytes`` is what all
-    tensors take together, or None where neither the index nor the shards tell.
+    ``config_json`` is config.json as ASCII, with ModelOpt's quantisation in it where that lies beside: as text whatever is
+    in it passes Ansible. ``weights_bytes`` is what all tensors take together, or None where neither index nor shards tell.
     """
     folder = Path(path)
-    config = _config(folder)
-    return None if config is None else {"config": config, "weights_bytes": _weights_bytes(folder)}
-
-
-def quantization(path: str) -> str | None:
-    """Return ``quant_method`` of the checkpoint, or None for an unquantised or unreadable one."""
-    config = _config(Path(path))
-    return None if config is None else quantization_method(config)
+    try:
+        config = None if _unreadable(folder, user) else _config(folder)
+        if config is None:
+            return None
+        return {"config_json": json.dumps(config), "weights_bytes": _weights_bytes(folder)}
+    except (OSError, ValueError, RecursionError):
+        return None
 
 
 def quantization_method(config: Mapping[str, Any]) -> str | None:
@@ -88,22 +93,22 @@ def total_size(index: object) -> int | None:
 
 
 def _config(folder: Path) -> dict[str, Any] | None:
-    config = _json_or_none(folder / "config.json")
+    config = _json_or_none(folder / "config.json", CONFIG_MAX_BYTES)
     if not isinstance(config, dict):
         return None
-    return with_modelopt(config, _json_or_none(folder / "hf_quant_config.json"))
+    return with_modelopt(config, _json_or_none(folder / "hf_quant_config.json", CONFIG_MAX_BYTES))
 
 
-def _json_or_none(file: Path) -> Any:
+def _json_or_none(file: Path, limit: int) -> Any:
     try:
-        return _read_json(file)
+        return _read_json(file, limit)
     except (OSError, ValueError, RecursionError):
         return None
 
 
 def _weights_bytes(folder: Path) -> int | None:
     """Return the bytes of all tensors: what the index says, else the sizes of the shards without their headers."""
-    index = _json_or_none(folder / "model.safetensors.index.json")
+    index = _json_or_none(folder / "model.safetensors.index.json", INDEX_MAX_BYTES)
     if size := total_size(index):
         return size
     # A folder may hold the weights twice, for example as consolidated.safetensors too; then the engine loads these.
@@ -130,30 +135,34 @@ def _tensor_bytes(shard: Path) -> int:
 
 
 def _open_regular(file: Path) -> BinaryIO:
-    """Open a regular file; ValueError for anything else, such as a FIFO, on which a reader would wait for ever."""
-    stream = os.fdopen(os.open(file, os.O_RDONLY | os.O_NONBLOCK), "rb")
-    if stat.S_ISREG(os.fstat(stream.fileno()).st_mode):
-        return stream
-    stream.close()
-    raise ValueError(f"{file.name} is not a regular file")
+    """Open a regular file; ValueError for anything else, which is not even opened: a device or a FIFO would notice."""
+    place = os.open(file, os.O_PATH | os.O_CLOEXEC)
+    try:
+        if not stat.S_ISREG(os.fstat(place).st_mode):
+            raise ValueError(f"{file.name} is not a regular file")
+        return Path(f"/proc/self/fd/{place}").open("rb")
+    finally:
+        os.close(place)
 
 
-def _read_json(file: Path) -> Any:
+def _read_json(file: Path, limit: int) -> Any:
     """Parse a small JSON file; ValueError where it is no regular file, too large or no JSON, RecursionError if too deep."""
     with _open_regular(file) as stream:
-        text = stream.read(JSON_MAX_BYTES + 1)
-    if len(text) > JSON_MAX_BYTES:
-        raise ValueError(f"{file.name} has more than {JSON_MAX_BYTES} bytes")
+        text = stream.read(limit + 1)
+    if len(text) > limit:
+        raise ValueError(f"{file.name} has more than {limit} bytes")
     return json.loads(text)
 
 
 def _unreadable(folder: Path, user: str) -> str | None:
     """Return the first path that the user cannot enter or read."""
     owner, groups = _identity(user)
-    for place in [*reversed(folder.parents), folder]:
+    files = [folder, *(entry for entry in sorted(folder.iterdir()) if entry.is_file())]
+    # A link is as readable as what it leads to, and that has folders of its own above it.
+    real = [parent for file in files for parent in reversed(Path(os.path.realpath(file)).parents)]
+    for place in dict.fromkeys([*reversed(folder.parents), folder, *real]):
         if not _allows(place.stat(), owner, groups, 0o1):
             return str(place)
-    files = [folder, *(entry for entry in sorted(folder.iterdir()) if entry.is_file())]
     return next((str(file) for file in files if not _allows(file.stat(), owner, groups, 0o4)), None)
 
 
@@ -177,7 +186,8 @@ def _config_problems(folder: Path) -> list[str]:
     if not file.is_file():
         return ["it holds no config.json; copy the whole model folder, as the hub lists it"]
     try:
-        _read_json(file)
+        # The plan gets it as JSON again.
+        json.dumps(_read_json(file, CONFIG_MAX_BYTES))
     except (ValueError, RecursionError):
         return ["its config.json is not JSON; copy the file again"]
     return []
@@ -187,7 +197,7 @@ def _weight_problems(folder: Path) -> list[str]:
     index = folder / "model.safetensors.index.json"
     if os.path.lexists(index):
         try:
-            shards = sorted(set(_read_json(index)["weight_map"].values()))
+            shards = sorted(set(_read_json(index, INDEX_MAX_BYTES)["weight_map"].values()))
             if not all(_is_shard_name(shard) for shard in shards):
                 raise ValueError
         except (FileNotFoundError, ValueError, KeyError, TypeError, AttributeError, RecursionError):
@@ -197,7 +207,12 @@ def _weight_problems(folder: Path) -> list[str]:
         if not shards:
             other = any(folder.glob("*.bin")) or any(folder.glob("*.pt"))
             return [] if other else ["it holds no weights (*.safetensors); copy the whole model folder"]
-    return [problem for shard in shards for problem in _shard_problems(folder / shard)]
+    problems, room = [], HEADERS_MAX_BYTES
+    for shard in shards:
+        read, found = _shard_problems(folder / shard, room)
+        problems += found
+        room -= read
+    return problems
 
 
 def _is_shard_name(name: object) -> bool:
@@ -205,21 +220,35 @@ def _is_shard_name(name: object) -> bool:
     return isinstance(name, str) and name.isprintable() and "/" not in name and name not in ("", ".", "..")
 
 
-def _shard_problems(shard: Path) -> list[str]:
-    """Compare a shard's size with the one its header promises (8 bytes length, JSON header, tensors)."""
+def _shard_problems(shard: Path, room: int) -> tuple[int, list[str]]:
+    """Compare a shard's size with the one its header promises (8 bytes length, JSON header, tensors).
+
+    Returns the bytes of the header that were read, at most ``room``, and what is wrong.
+    """
     if not shard.is_file():
-        return [f"{shard.name} is missing; copy the file again"]
+        return 0, [f"{shard.name} is missing; copy the file again"]
+    read = 0
     try:
         with _open_regular(shard) as stream:
             size = os.fstat(stream.fileno()).st_size
             (header_size,) = struct.unpack("<Q", stream.read(8))
             if header_size > min(size, HEADER_MAX_BYTES):
                 raise ValueError
+            if header_size > room:
+                return 0, [
+                    f"the headers up to {shard.name} have more than {HEADERS_MAX_BYTES} bytes; copy the folder again"
+                ]
+            read = header_size
             header = json.loads(stream.read(header_size))
         end = max((entry["data_offsets"][1] for name, entry in header.items() if name != "__metadata__"), default=0)
         expected = 8 + header_size + end
     except (struct.error, ValueError, LookupError, TypeError, AttributeError, RecursionError):
-        return [f"{shard.name} is not a whole safetensors file; copy the file again"]
+        return read, [f"{shard.name} is not a whole safetensors file; copy the file again"]
     if size != expected:
-        return [f"{shard.name} has {size} bytes where its header promises {expected}; copy the file again"]
-    return []
+        return read, [f"{shard.name} has {size} bytes where its header promises {expected}; copy the file again"]
+    return read, []
+
+
+def _printable(text: str) -> str:
+    """Return a text with escapes in the place of what no terminal should get, such as half a character."""
+    return "".join(character if character.isprintable() else ascii(character)[1:-1] for character in text)

@@ -64,20 +64,41 @@ assigned:
   type: list
   elements: dict
 models:
-  description: For each path, C(problems) that keep it from being served, its C(config) (config.json) and C(weights_bytes), where it has them.
+  description: >-
+    For each path, C(problems) that keep it from being served, and, where the service may read it, C(config_json), its config.json as JSON text, and
+    C(weights_bytes), null where they are not known.
   returned: always
   type: dict
 """
 
 import json
 from pathlib import Path
+from typing import Any
 
 from ansible.module_utils.basic import AnsibleModule
 from ansible_collections.gpuops.vllm.plugins.module_utils import _checkpoint, _gpus, _nvidia_smi
 from ansible_collections.gpuops.vllm.plugins.module_utils._files import read_text
+from ansible_collections.gpuops.vllm.plugins.module_utils._wanted import PORTS, is_whole
 
 ASSIGNED = Path("/etc/vllm/instances.json")
 SYSFS = Path("/sys")
+
+
+def assigned_instances(file: Path) -> list[dict[str, Any]]:
+    """Return the instances that the last run wrote down. Raises ValueError and the like where it was not this collection."""
+    text = read_text(file)
+    found: list[dict[str, Any]] = json.loads(text)["instances"] if text else []
+    if not isinstance(found, list) or not all(map(_is_instance, found)):
+        raise TypeError
+    return found
+
+
+def _is_instance(one: object) -> bool:
+    if not isinstance(one, dict) or not isinstance(one.get("name"), str):
+        return False
+    gpus = one.get("gpus", [])
+    sound = isinstance(gpus, list) and all(isinstance(gpu, int) for gpu in gpus)
+    return sound and is_whole(one.get("port", PORTS.start), PORTS)
 
 
 def main() -> None:
@@ -89,10 +110,9 @@ def main() -> None:
         supports_check_mode=True,
     )
     found = _gpus.read(_nvidia_smi.run, SYSFS, module.params["known_gpus"])
-    text = read_text(ASSIGNED)
     try:
-        assigned = json.loads(text)["instances"] if text else []
-    except (ValueError, KeyError, TypeError):
+        assigned = assigned_instances(ASSIGNED)
+    except (ValueError, KeyError, TypeError, RecursionError):
         module.fail_json(
             msg=f"{ASSIGNED} is not what this collection wrote. Move it away and run again; ports are then given out anew."
         )

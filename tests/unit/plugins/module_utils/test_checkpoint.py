@@ -7,6 +7,8 @@ import os
 import struct
 from collections.abc import Callable
 from pathlib import Path
+from threading import Thread
+from typing import Any
 
 import pytest
 from ansible_collections.gpuops.vllm.plugins.module_utils import _checkpoint
@@ -90,6 +92,17 @@ def test_a_file_that_the_service_user_cannot_read_is_named(folder: Path) -> None
     assert _checkpoint.problems(str(folder), "root") == []
 
 
+def metadata(folder: Path, user: str = "vllm") -> dict[str, Any] | None:
+    """Return the metadata with the config as it was written."""
+    found = _checkpoint.metadata(str(folder), user)
+    return found and {"config": json.loads(found["config_json"]), "weights_bytes": found["weights_bytes"]}
+
+
+def quantization(folder: Path) -> str | None:
+    found = metadata(folder)
+    return _checkpoint.quantization_method(found["config"]) if found else None
+
+
 @pytest.mark.parametrize(
     ("config", "method"),
     [
@@ -99,12 +112,11 @@ def test_a_file_that_the_service_user_cannot_read_is_named(folder: Path) -> None
         ({"quantization_config": {"quant_algo": "FP8"}}, "modelopt"),
         ({"text_config": {"quantization_config": {"quant_method": "awq"}}}, "awq"),
         ({"quantization_config": "fp8"}, None),
-        ([], None),
     ],
 )
 def test_the_quantization_is_read_from_the_config(folder: Path, config: object, method: str | None) -> None:
     (folder / "config.json").write_text(json.dumps(config))
-    assert _checkpoint.quantization(str(folder)) == method
+    assert quantization(folder) == method
 
 
 DEEP = "[" * 200_000
@@ -151,28 +163,53 @@ def test_a_hostile_file_is_refused_and_not_followed(
     assert _checkpoint.problems(str(folder)) == [problem]
 
 
-def test_a_config_that_is_too_deep_has_no_quantization(folder: Path) -> None:
-    (folder / "config.json").write_text(DEEP)
-    assert _checkpoint.quantization(str(folder)) is None
-
-
-def test_a_pipe_in_the_place_of_the_config_is_not_waited_for(folder: Path) -> None:
+def test_a_pipe_in_the_place_of_a_file_is_not_even_opened(folder: Path) -> None:
     fifo(folder / "config.json")
-    assert _checkpoint.quantization(str(folder)) is None
+    fifo(folder / "model.safetensors.index.json")
+    opened = []
+
+    def write(name: str) -> None:
+        os.close(os.open(folder / name, os.O_WRONLY))
+        opened.append(name)
+
+    writers = [
+        Thread(target=write, args=(name,), daemon=True) for name in ("config.json", "model.safetensors.index.json")
+    ]
+    for writer in writers:
+        writer.start()
+    assert metadata(folder) is None
+    _checkpoint.problems(str(folder))
+    with pytest.raises(ValueError, match=r"config\.json is not a regular file"):
+        _checkpoint._open_regular(folder / "config.json")
+    before = list(opened)
+    for writer, name in zip(writers, ("config.json", "model.safetensors.index.json"), strict=True):
+        while writer.is_alive():
+            os.close(os.open(folder / name, os.O_RDONLY | os.O_NONBLOCK))
+            writer.join(0.01)
+    assert before == []
+
+
+def test_a_pipe_in_the_place_of_the_config_is_no_config(folder: Path) -> None:
+    fifo(folder / "config.json")
     assert _checkpoint.problems(str(folder)) == [
         "it holds no config.json; copy the whole model folder, as the hub lists it"
     ]
 
 
 def test_json_is_read_up_to_a_limit(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    assert _checkpoint.JSON_MAX_BYTES == 64_000_000
-    monkeypatch.setattr(_checkpoint, "JSON_MAX_BYTES", 10)
+    assert (_checkpoint.CONFIG_MAX_BYTES, _checkpoint.INDEX_MAX_BYTES) == (4_000_000, 64_000_000)
+    monkeypatch.setattr(_checkpoint, "CONFIG_MAX_BYTES", 10)
     (folder / "config.json").write_text('{"a": 456}')
     assert _checkpoint.problems(str(folder)) == []
     (folder / "config.json").write_text('{"a": 4567}')
     assert _checkpoint.problems(str(folder)) == ["its config.json is not JSON; copy the file again"]
+    assert metadata(folder) is None
     (folder / "config.json").write_text("{}")
+    (folder / "hf_quant_config.json").write_text(json.dumps({"quantization": FP8}))
+    assert metadata(folder) == {"config": {}, "weights_bytes": 16}
     write_index(folder, '{"weight_map": {"a": "model.safetensors"}}')
+    assert _checkpoint.problems(str(folder)) == []
+    monkeypatch.setattr(_checkpoint, "INDEX_MAX_BYTES", 10)
     assert _checkpoint.problems(str(folder)) == [NO_INDEX]
 
 
@@ -183,6 +220,31 @@ def test_a_header_is_read_up_to_a_limit(folder: Path, monkeypatch: pytest.Monkey
     assert _checkpoint.problems(str(folder)) == []
     monkeypatch.setattr(_checkpoint, "HEADER_MAX_BYTES", _checkpoint.HEADER_MAX_BYTES - 1)
     assert _checkpoint.problems(str(folder)) == [NO_SHARD]
+
+
+def test_the_headers_of_all_shards_are_read_up_to_a_limit(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    assert _checkpoint.HEADERS_MAX_BYTES == 256_000_000
+    for name in ("n", "o", "p"):
+        (folder / f"{name}.safetensors").symlink_to("model.safetensors")
+    (header,) = struct.unpack("<Q", (folder / "model.safetensors").read_bytes()[:8])
+    monkeypatch.setattr(_checkpoint, "HEADERS_MAX_BYTES", 4 * header)
+    assert _checkpoint.problems(str(folder)) == []
+    monkeypatch.setattr(_checkpoint, "HEADERS_MAX_BYTES", 4 * header - 1)
+    assert _checkpoint.problems(str(folder)) == [
+        f"the headers up to p.safetensors have more than {4 * header - 1} bytes; copy the folder again"
+    ]
+
+
+def test_a_file_with_an_odd_name_is_shown_as_no_terminal_minds(folder: Path) -> None:
+    Path(os.fsdecode(os.fsencode(folder) + b"/\xff\x1b[31m.safetensors")).write_text("x")
+    assert _checkpoint.problems(str(folder)) == [
+        "\\udcff\\x1b[31m.safetensors is not a whole safetensors file; copy the file again"
+    ]
+    named = folder.with_name("\x1b[2J\N{GREEK SMALL LETTER ALPHA}")
+    folder.rename(named)
+    named.chmod(0o700)
+    (problem,) = _checkpoint.problems(str(named), "no-such-user")
+    assert f"cannot read {named.parent}/\\x1b[2J\N{GREEK SMALL LETTER ALPHA};" in problem
 
 
 FP8 = {"quant_algo": "FP8", "kv_cache_quant_algo": "FP8"}
@@ -203,17 +265,17 @@ def test_modelopt_tells_its_quantization_in_a_file_of_its_own(
 ) -> None:
     (folder / "config.json").write_text(json.dumps(config))
     (folder / "hf_quant_config.json").write_text(json.dumps(beside))
-    assert _checkpoint.quantization(str(folder)) == method
+    assert quantization(folder) == method
 
 
 def test_the_metadata_are_the_config_and_the_bytes_of_all_tensors(folder: Path) -> None:
     (folder / "config.json").write_text('{"hidden_size": 64}')
-    assert _checkpoint.metadata(str(folder)) == {"config": {"hidden_size": 64}, "weights_bytes": 16}
+    assert metadata(folder) == {"config": {"hidden_size": 64}, "weights_bytes": 16}
 
 
 def test_the_metadata_have_the_quantization_that_lies_beside(folder: Path) -> None:
     (folder / "hf_quant_config.json").write_text(json.dumps({"quantization": FP8}))
-    assert _checkpoint.metadata(str(folder)) == {
+    assert metadata(folder) == {
         "config": {"quantization_config": {"quant_method": "modelopt", **FP8}},
         "weights_bytes": 16,
     }
@@ -263,7 +325,7 @@ def test_the_bytes_of_the_weights_are_read_or_not_known(
     folder: Path, change: Callable[[Path], object], weights_bytes: int | None
 ) -> None:
     change(folder)
-    assert _checkpoint.metadata(str(folder)) == {"config": {}, "weights_bytes": weights_bytes}
+    assert metadata(folder) == {"config": {}, "weights_bytes": weights_bytes}
 
 
 @pytest.mark.parametrize(
@@ -279,7 +341,44 @@ def test_the_bytes_of_the_weights_are_read_or_not_known(
 )
 def test_a_config_that_cannot_be_read_has_no_metadata(folder: Path, spoil: Callable[[Path], object]) -> None:
     spoil(folder)
-    assert _checkpoint.metadata(str(folder)) is None
+    assert metadata(folder) is None
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        '{"x": {"__ansible_type": "TaggedStr", "value": "a"}}',
+        '{"x": {"__ansible_vault": "$ANSIBLE_VAULT;1.1;AES256"}, "__ansible_unsafe": "{{ 1 }}"}',
+        '{"\\ud800": "a\\udfff"}',
+        '{"x": NaN, "y": "\N{GREEK SMALL LETTER ALPHA}\\u001b[2J"}',
+        '{"x": ' + "[" * 300 + "]" * 300 + "}",
+    ],
+)
+def test_a_config_is_handed_on_as_ascii_whatever_is_in_it(folder: Path, text: str) -> None:
+    (folder / "config.json").write_text(text)
+    found = _checkpoint.metadata(str(folder))
+    assert found is not None
+    assert found["config_json"].isascii()
+    assert found["config_json"].isprintable()
+    # As text, since NaN equals nothing.
+    assert repr(json.loads(found["config_json"])) == repr(json.loads(text))
+
+
+def test_what_the_service_cannot_read_has_no_metadata(folder: Path, tmp_path: Path) -> None:
+    """The module is root: it would show of a link's target what the folder's owner may not see."""
+    elsewhere = tmp_path / "secret"
+    elsewhere.mkdir()
+    (elsewhere / "auth.json").write_text('{"auths": "secret"}')
+    (folder / "config.json").unlink()
+    (folder / "config.json").symlink_to(elsewhere / "auth.json")
+    assert metadata(folder, "no-such-user") == {"config": {"auths": "secret"}, "weights_bytes": 16}
+    for hidden in (elsewhere / "auth.json", elsewhere, folder):
+        mode = hidden.stat().st_mode
+        hidden.chmod(0o700)
+        assert metadata(folder, "no-such-user") is None, hidden
+        assert len(_checkpoint.problems(str(folder), "no-such-user")) == 1, hidden
+        hidden.chmod(mode)
+    assert metadata(folder, "no-such-user")
 
 
 def test_a_path_that_is_not_there_has_no_metadata(tmp_path: Path) -> None:

@@ -1,7 +1,7 @@
 # Copyright (c) 2026 The gpuops.vllm authors
 # GNU General Public License v3.0+ (see LICENSE or https://www.gnu.org/licenses/gpl-3.0.txt)
 # SPDX-License-Identifier: GPL-3.0-or-later
-"""`gpu_info` and the GPU part of `host_info`, with a program in nvidia-smi's place and a folder in that of /sys."""
+"""`gpu_info` and `host_info`, with a program in nvidia-smi's place and a folder in that of /sys."""
 
 from __future__ import annotations
 
@@ -44,11 +44,11 @@ class FakeHost:
         program.write_text(f"#!/bin/sh\nwhile read -r line; do echo \"$line\"; done <'{output}'\nexit {status}\n")
         program.chmod(0o755)
 
-    def run(self, module: Any, **arguments: Any) -> dict[str, Any]:
+    def run(self, module: Any, *, fails: bool = False, **arguments: Any) -> dict[str, Any]:
         with patch_module_args({"_ansible_check_mode": True, **arguments}), pytest.raises(SystemExit) as ended:
             module.main()
         result: dict[str, Any] = json.loads(self.capsys.readouterr().out)
-        assert ended.value.code == 0, result
+        assert ended.value.code == int(fails), result
         return result
 
 
@@ -98,6 +98,42 @@ def test_host_info_reads_the_same(host: FakeHost) -> None:
     assert with_the_rest["gpus"] == alone["gpus"]
     assert (with_the_rest["gpu_problem"], with_the_rest["nvswitch"]) == (alone["problem"], alone["nvswitch"])
     assert (with_the_rest["assigned"], with_the_rest["models"]) == ([], {})
+
+
+OURS: dict[str, Any] = {"name": "llama-0", "port": 8000, "gpus": [0, 1], "env": {}}
+
+
+@pytest.mark.parametrize("instances", [[], [OURS], [OURS, {"name": "small-0"}]])
+def test_what_the_last_run_assigned_is_read(host: FakeHost, instances: list[dict[str, Any]]) -> None:
+    (host.root / "instances.json").write_text(json.dumps({"version": 1, "instances": instances}))
+    assert host.run(host_info)["assigned"] == instances
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        b"null", b"[1, 2]", b"7", b'"text"', b"{}", b"{", b"[" * 200_000, b"\xff\xfe", b'{"instances": null}', b'{"instances": {}}', b'{"instances": "text"}',
+        b'{"instances": [1, 2]}', b'{"instances": [{}]}', b'{"instances": [{"name": null}]}', b'{"instances": [{"name": 7, "port": 8000}]}',
+        *(json.dumps({"instances": [{**OURS, **wrong}]}).encode() for wrong in
+          ({"port": "8000"}, {"port": True}, {"port": None}, {"port": 80}, {"gpus": None}, {"gpus": 7}, {"gpus": ["0"]}, {"gpus": {"0": 1}})),
+    ],
+)  # fmt: skip
+def test_a_list_of_assignments_that_is_not_ours_is_refused(host: FakeHost, text: bytes) -> None:
+    (host.root / "instances.json").write_bytes(text)
+    assert host.run(host_info, fails=True)["msg"] == (
+        f"{host.root}/instances.json is not what this collection wrote. Move it away and run again; ports are then given out anew."
+    )
+
+
+def test_a_model_is_handed_on_as_text(host: FakeHost) -> None:
+    folder = host.root / "model"
+    folder.mkdir()
+    (folder / "config.json").write_text('{"x": {"__ansible_type": "TaggedStr", "value": "\\ud800"}}')
+    for place in [folder, *folder.parents][:4]:
+        place.chmod(0o755)
+    found = host.run(host_info, models=[str(folder), str(folder / "none")])["models"]
+    assert found[str(folder)]["config_json"] == (folder / "config.json").read_text()
+    assert "config_json" not in found[str(folder / "none")]
 
 
 def test_documentation_names_what_a_gpu_has() -> None:
