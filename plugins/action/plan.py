@@ -5,16 +5,18 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Iterable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from time import monotonic
 from typing import Any
 
-from ansible.module_utils.parsing.convert_bool import boolean
 from ansible.plugins.action import ActionBase
 from ansible_collections.gpuops.vllm.plugins.module_utils import _gpus, _hub
 from ansible_collections.gpuops.vllm.plugins.module_utils._plan import Host, Plan, known_model_problems, make_plan
 from ansible_collections.gpuops.vllm.plugins.module_utils._wanted import folder_of, is_hub_id, is_path
+from ansible_collections.gpuops.vllm.plugins.modules.plan import DOCUMENTATION
+from ansible_collections.gpuops.vllm.plugins.plugin_utils._arguments import checked_arguments
 
 #: What a host that is not asked shows.
 NOTHING: dict[str, Any] = {"gpus": [], "gpu_problem": "", "gpus_complete": True, "assigned": [], "models": {}}
@@ -28,18 +30,18 @@ class ActionModule(ActionBase):
     def run(self, tmp: str | None = None, task_vars: dict[str, Any] | None = None) -> dict[str, Any]:
         result = super().run(tmp, task_vars)
         variables = task_vars or {}
-        args = self._task.args
-        preview = boolean(args.get("preview") or False)
+        args = checked_arguments(self, DOCUMENTATION)
+        preview = args["preview"]
         name = str(variables["inventory_hostname"])
-        known_gpus, known_models = args.get("known_gpus") or {}, args.get("known_models") or {}
-        declared, problems = _gpus.declared(args.get("gpus") or [], known_gpus)
+        known_gpus, known_models = args["known_gpus"], args["known_models"]
+        declared, problems = _gpus.declared(args["gpus"], known_gpus)
         problems += _gpus.catalogue_problems(known_gpus, "vllm_plan_known_gpus")
         problems += known_model_problems(known_models)
         if problems and preview:
             return {**result, "instances": [], "problems": problems, "misfits": [], "plan_warnings": []}
         if problems:
             return {**result, **refusal(problems)}
-        weights_dir = str(args.get("weights_dir") or "/var/lib/vllm/weights").rstrip("/")
+        weights_dir = args["weights_dir"].rstrip("/")
         wanted = sources(args["models"])
         found = dict(NOTHING)
         # GPUs that nobody has yet are planned for without a host.
@@ -54,39 +56,35 @@ class ActionModule(ActionBase):
             )
             if found.get("failed"):
                 return {**result, **found}
-        numbers = {
-            one: {**read, "source": "the host"}
-            for one in wanted
-            if (read := found["models"].get(folder_of(one, weights_dir), {})).get("config")
-        }
+        numbers, unread = numbers_of(found["models"], {one: folder_of(one, weights_dir) for one in wanted})
         asked = [one for one in wanted if one not in numbers and is_hub_id(one)]
-        from_hub, unanswered = self._ask_hub(asked, variables)
+        from_hub, unanswered = self._ask_hub(asked, args, variables)
         host = Host(
             name=name,
             # What a host shows is what it has; declared ones are for a plan without it.
             gpus=declared if preview and declared else found["gpus"] or declared,
             profiles=args["profiles"],
-            gpu_profile=args.get("gpu_profile") or "auto",
-            base_engine_args=args.get("base_engine_args") or {},
-            engine_args=args.get("engine_args") or {},
-            env=args.get("env") or {},
-            first_port=int(args.get("first_port") or 8000),
+            gpu_profile=args["gpu_profile"],
+            base_engine_args=args["base_engine_args"],
+            engine_args=args["engine_args"],
+            env=args["env"],
+            first_port=args["first_port"],
             assigned=found["assigned"],
             numbers={**from_hub, **numbers},
             known_models=known_models,
             known_gpus=known_gpus,
-            options=args.get("options") or {},
-            since=args.get("since") or (),
-            rules=args.get("rules") or {},
-            vllm_version=str(args.get("vllm_version") or "0.32.0"),
-            min_driver=str(args.get("min_driver") or ""),
+            options=args["options"],
+            since=args["since"],
+            rules=args["rules"],
+            vllm_version=args["vllm_version"],
+            min_driver=args["min_driver"],
             weights_dir=weights_dir,
-            allow_misfit=boolean(args.get("allow_misfit") or False),
+            allow_misfit=args["allow_misfit"],
             preview=preview,
         )
         plan = make_plan(args["models"], host)
         add_host_findings(plan, found, host, wanted, declared)
-        plan.warnings += [problem for one, problem in unanswered.items() if one not in known_models]
+        plan.warnings += unread + [problem for one, problem in unanswered.items() if one not in known_models]
         if (plan.problems or plan.misfits) and not preview:
             return {**result, **refusal(plan.problems + plan.misfits)}
         if plan.warnings and not preview:
@@ -102,16 +100,15 @@ class ActionModule(ActionBase):
         }
 
     def _ask_hub(
-        self, models: list[str], variables: Mapping[str, Any]
+        self, models: list[str], args: Mapping[str, Any], variables: Mapping[str, Any]
     ) -> tuple[dict[str, dict[str, Any]], dict[str, str]]:
         """Return the numbers that the hub has of these models, and why it has none of others; all within one time-out."""
-        endpoint = str(self._task.args.get("hub_endpoint") or "")
+        endpoint, timeout_s = args["hub_endpoint"], args["hub_timeout_s"]
         if not endpoint or not models:
             return {}, {}
         # Not an argument of the task: those are shown where ANSIBLE_DISPLAY_ARGS_TO_STDOUT is set.
         token = str(self._templar.template(variables.get("vllm_plan_hf_token") or "") or "")
-        revisions = revisions_of(self._task.args["models"], models)
-        timeout_s = float(self._task.args.get("hub_timeout_s") or 4)
+        revisions = revisions_of(args["models"], models)
         with ThreadPoolExecutor(max_workers=8) as pool:
             deadline = monotonic() + timeout_s
             answers = pool.map(
@@ -124,6 +121,26 @@ class ActionModule(ActionBase):
             if isinstance(answer, _hub.Metadata)
         }
         return numbers, {one: answer for one, answer in answered.items() if isinstance(answer, str)}
+
+
+def numbers_of(
+    folders: Mapping[str, Mapping[str, Any]], wanted: Mapping[str, str]
+) -> tuple[dict[str, dict[str, Any]], list[str]]:
+    """Return what the host has of the models in ``wanted`` (each with its folder), and a sentence on each that cannot be read here."""
+    numbers, unread = {}, []
+    for model, folder in wanted.items():
+        found = folders.get(folder, {})
+        try:
+            config = json.loads(found.get("config_json") or "null")
+        except (ValueError, RecursionError):
+            unread.append(
+                f"vllm_models[].model is {model!r}: {folder}/config.json is nested too deeply to be read, so that its numbers do not count. "
+                "Copy the file again, as the hub has it."
+            )
+            continue
+        if config:
+            numbers[model] = {"config": config, "weights_bytes": found["weights_bytes"], "source": "the host"}
+    return numbers, unread
 
 
 def refusal(problems: Iterable[str]) -> dict[str, Any]:

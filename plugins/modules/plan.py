@@ -82,7 +82,7 @@ options:
     default: 8000
   weights_dir:
     description: Folder on the host below which a model of the hub has its own, named by its id.
-    type: path
+    type: str
     default: /var/lib/vllm/weights
   vllm_version:
     description: Version of vLLM that the plan is for; it decides how memory is counted and which options there are.

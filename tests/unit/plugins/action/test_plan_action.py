@@ -2,14 +2,18 @@
 
 from __future__ import annotations
 
+import json
 from types import SimpleNamespace
 from typing import Any, cast
 
 import pytest
+import yaml
+from ansible.errors import AnsibleActionFail
 from ansible.plugins.action import ActionBase
 from ansible_collections.gpuops.vllm.plugins.action import plan as action
 from ansible_collections.gpuops.vllm.plugins.module_utils import _hub
 from ansible_collections.gpuops.vllm.plugins.module_utils._plan import Host, Plan
+from ansible_collections.gpuops.vllm.plugins.modules import plan as module
 
 FOUND: dict[str, Any] = {"gpus": [{"index": 0}], "gpu_problem": "", "gpus_complete": True, "assigned": [], "models": {}}
 PATH, HUB = "/srv/models/llama", "org/llama"
@@ -142,6 +146,7 @@ class Task:
         self.hosts: list[Host] = []
         self.plan = Plan()
         self.module = object.__new__(action.ActionModule)
+        self.module._load_name = "gpuops.vllm.plan"
         self.module._templar = cast(Any, SimpleNamespace(template=lambda text: text.replace("{{ token }}", "hf_x")))
         monkeypatch.setattr(ActionBase, "run", lambda *_args: {})
         monkeypatch.setattr(self.module, "_execute_module", lambda **asked: self.asked_host.append(asked) or found)  # type: ignore[func-returns-value]
@@ -165,7 +170,8 @@ def task(monkeypatch: pytest.MonkeyPatch) -> Task:
         "known/model": "known/model: the hub is silent",
         "a/b": "a/b: the hub is silent",
     }
-    return Task(monkeypatch, {**FOUND, "models": {PATH: {"config": CONFIG, "weights_bytes": 5, "problems": []}}}, hub)
+    read = {"config_json": json.dumps(CONFIG), "weights_bytes": 5, "problems": []}
+    return Task(monkeypatch, {**FOUND, "models": {PATH: read}}, hub)
 
 
 def test_what_the_inventory_says_reaches_the_plan(task: Task) -> None:
@@ -190,8 +196,95 @@ def test_what_the_inventory_does_not_say(task: Task) -> None:
         profiles=ARGS["profiles"],
         known_gpus=ARGS["known_gpus"],
         known_models=ARGS["known_models"],
-        numbers={PATH: {"config": CONFIG, "weights_bytes": 5, "problems": [], "source": "the host"}},
+        since=[],
+        numbers={PATH: {"config": CONFIG, "weights_bytes": 5, "source": "the host"}},
     )
+
+
+def test_what_is_empty_in_the_inventory_is_as_if_it_were_not_said(task: Task) -> None:
+    task.run()
+    (before,) = task.hosts
+    options = yaml.safe_load(module.DOCUMENTATION)["options"]
+    empty = {name: None for name, option in options.items() if "default" in option and name not in ARGS}
+    assert len(empty) > 10
+    task.run(**empty)
+    assert task.hosts[1] == before
+    # What is required is told by the plan, which names the variable.
+    task.run(models=None)
+
+
+@pytest.mark.parametrize(
+    ("args", "message"),
+    [
+        ({"typo_option": 3}, r"^Unsupported parameters for \(gpuops.vllm.plan\) module: typo_option\. Supported parameters include: allow_misfit, "),
+        ({"typo_option": None}, "typo_option"),
+        ({"first_port": "abc"}, "argument 'first_port' is of type str and we were unable to convert to int"),
+        ({"preview": "maybe"}, "argument 'preview' .* is not a valid boolean"),
+        ({"hub_timeout_s": "soon"}, "argument 'hub_timeout_s' is of type str and we were unable to convert to float"),
+        ({"gpus": {"a": 1}}, "argument 'gpus' is of type dict and we were unable to convert to list"),
+    ],
+)  # fmt: skip
+def test_an_argument_that_is_none_is_refused_by_name(task: Task, args: dict[str, Any], message: str) -> None:
+    with pytest.raises(AnsibleActionFail, match=message):
+        task.run(**args)
+    assert task.asked_host + task.hosts == []
+
+
+def test_arguments_have_the_documented_types(task: Task) -> None:
+    task.run(first_port="9000", vllm_version=1, min_driver=580, allow_misfit="yes", hub_timeout_s="9", preview="no")
+    found = task.host
+    assert (found.first_port, found.vllm_version, found.min_driver) == (9000, "1", "580")
+    assert (found.allow_misfit, found.preview) == (True, False)
+
+
+@pytest.mark.parametrize("missing", ["models", "profiles"])
+def test_what_is_required_is_named(task: Task, missing: str) -> None:
+    args = {name: value for name, value in ARGS.items() if name != missing}
+    task.module._task = cast(Any, SimpleNamespace(args=args))
+    with pytest.raises(AnsibleActionFail, match=f"^missing required arguments: {missing}$"):
+        task.module.run(None, {"inventory_hostname": "gpu01"})
+
+
+SECRET = "s3cret-of-nobody"
+
+
+@pytest.mark.parametrize("value", [SECRET, f"{{{SECRET}", f"KEY={SECRET} more", [SECRET], [[SECRET]]])
+def test_no_type_error_shows_what_may_be_a_secret(task: Task, value: object) -> None:
+    """A profile may set an environment; the others of the inventory are raw, so that the plan says what is wrong with them."""
+    options = yaml.safe_load(module.DOCUMENTATION)["options"]
+    assert [options[name]["type"] for name in ("models", "engine_args", "env")] == ["raw"] * 3
+    for name in ("profiles", "base_engine_args", "known_models", "known_gpus", "rules"):
+        with pytest.raises(AnsibleActionFail) as raised:
+            task.run(**{name: value})
+        assert name in str(raised.value)
+        assert SECRET not in str(raised.value)
+        # What Ansible shows beside a message: here it would be the arguments.
+        assert (raised.value.obj, raised.value._formatted_source_context) == (None, None)
+
+
+DEEP = "[" * 100_000 + "]" * 100_000
+
+
+@pytest.mark.parametrize(
+    ("text", "source"),
+    [
+        ('{"x": {"__ansible_type": "TaggedStr"}, "y": "\\ud800"}', "the host"),
+        (DEEP, None),
+        ("{", None),
+        ("{}", None),
+        ("null", None),
+    ],
+)
+def test_a_config_of_the_host_costs_only_its_own_numbers(
+    monkeypatch: pytest.MonkeyPatch, text: str, source: str | None
+) -> None:
+    read = {"config_json": text, "weights_bytes": 5, "problems": []}
+    task = Task(
+        monkeypatch, {**FOUND, "models": {"/weights/a/b": read, PATH: {"problems": []}}}, {"a/b": "a/b: silent"}
+    )
+    found = task.run(models=[{"name": "a", "model": "a/b"}, {"name": "b", "model": PATH}], weights_dir="/weights")
+    assert task.host.numbers.get("a/b", {}).get("source") == source
+    assert ("/weights/a/b/config.json is nested too deeply" in "".join(found["plan_warnings"])) is (text in (DEEP, "{"))
 
 
 def test_the_host_is_asked_for_the_folders_of_its_models(task: Task) -> None:
