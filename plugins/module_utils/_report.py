@@ -88,7 +88,12 @@ def table(report: Mapping[str, Any]) -> str:
         ).rstrip()
         for line in lines
     ]
-    return "\n".join([*text, *_notes(report)]) + "\n"
+    return printable("\n".join([*text, *_notes(report)]) + "\n")
+
+
+def printable(text: str) -> str:
+    """Return a text with '?' in the place of what a terminal would obey; what hosts and hubs say ends up there."""
+    return "".join(character if character.isprintable() or character == "\n" else "?" for character in text)
 
 
 def _cells(one: Mapping[str, Any]) -> tuple[str, ...]:

@@ -176,6 +176,24 @@ def test_an_instance_that_was_not_judged_is_not_checked() -> None:
     }  # fmt: skip
 
 
+def test_nothing_in_the_table_moves_a_terminal() -> None:
+    told = {
+        "gpu": "NV\x1b[31mX",
+        "gpu_kind": "",
+        "numbers": "unknown",
+        "reasons": ["why\x07\r\udcff\N{GREEK SMALL LETTER ALPHA}."],
+        "verdict": "refused",
+    }
+    text = _report.table(
+        report(instance(model="org/\x9b2J", fit=told), plan_warnings=["GPU\x1b]0;title\x07 lost\u202e"])
+    )
+    assert text.count("\n") == len(text.splitlines())
+    assert text.replace("\n", "").isprintable()
+    assert {"org/?2J", "NV?[31mX"} <= set(text.split())
+    assert "\n  why???\N{GREEK SMALL LETTER ALPHA}.\n" in text
+    assert "\ngpu01: GPU?]0;title? lost?\n" in text
+
+
 def test_a_plan_without_instances_is_a_table_of_nothing() -> None:
     assert _report.table(report()) == (
         "host  instance  model  GPUs  profile  weights  KV cache  tokens  requests x length  verdict\n"
