@@ -6,8 +6,12 @@
 from __future__ import annotations
 
 import contextlib
+import os
 import re
+import selectors
+import signal
 import subprocess
+import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
@@ -18,11 +22,15 @@ FIELDS = (
 # A driver that does not know one of the others is asked without it; without these a row tells nothing.
 ESSENTIAL = ("name", "memory.total", "pci.bus_id")
 TIMEOUT_S = 15
+# A row has some hundred bytes; whatever stands in nvidia-smi's place, this is read of it and as many problems are told.
+OUTPUT_MAX_BYTES = 1_000_000
+MOST_PROBLEMS = 64
 
 Run = Callable[[tuple[str, ...]], tuple[int, str, str]]
 
 BUS_ID = re.compile(r"([0-9A-Fa-f]{1,8}):([0-9A-Fa-f]{2}):([0-9A-Fa-f]{2})\.([0-7])")
 CAPABILITY = re.compile(r"[0-9]{1,2}\.[0-9]{1,2}")
+DRIVER = re.compile(r"[0-9]{1,4}(\.[0-9]{1,4}){0,3}")
 _MIB = re.compile(r"[0-9]{1,9}(\.[0-9]{1,3})?")
 _PCI_ID = re.compile(r"0x([0-9A-Fa-f]{4})10DE", re.IGNORECASE)
 _UNKNOWN_FIELD = re.compile(r'Field "([^"\n]+)" is not a valid field to query')
@@ -87,10 +95,12 @@ class Answer:
 
 
 def run(argv: Sequence[str], timeout_s: float = TIMEOUT_S) -> tuple[int, str, str]:
-    """Run a program and return exit status, stdout and stderr: 127 where there is none, 124 after ``timeout_s`` seconds.
+    """Run a program and return exit status, stdout and stderr.
 
-    A program that waits inside the driver cannot even be killed: it is left behind after a second.
+    The status is 127 where there is none, 124 after ``timeout_s`` seconds, and 125 where it prints more than `OUTPUT_MAX_BYTES`. Then it
+    is killed with what it has started; one that waits inside the driver cannot even be killed: it is left behind after a second.
     """
+    deadline = time.monotonic() + timeout_s
     try:
         process = subprocess.Popen(
             argv, stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, stderr=subprocess.PIPE, start_new_session=True
@@ -98,13 +108,43 @@ def run(argv: Sequence[str], timeout_s: float = TIMEOUT_S) -> tuple[int, str, st
     except OSError as error:
         return (127, "", "") if isinstance(error, FileNotFoundError) else (126, "", str(error))
     try:
-        out, err = process.communicate(timeout=timeout_s)
-    except subprocess.TimeoutExpired:
-        process.kill()
-        with contextlib.suppress(subprocess.TimeoutExpired):
-            process.communicate(timeout=1)
-        return 124, "", ""
-    return process.returncode, out.decode(errors="replace"), err.decode(errors="replace")
+        out, err = (printed.decode(errors="replace") for printed in _printed(process, deadline))
+        return process.wait(_left_s(deadline)), out, err
+    except (TimeoutError, subprocess.TimeoutExpired):
+        status = 124
+    except OverflowError:
+        status = 125
+    with contextlib.suppress(OSError):
+        os.killpg(process.pid, signal.SIGKILL)
+    with contextlib.suppress(subprocess.TimeoutExpired):
+        process.wait(1)
+    return status, "", ""
+
+
+def _printed(process: subprocess.Popen[bytes], deadline: float) -> list[bytes]:
+    """Return stdout and stderr, read to their ends. Raises TimeoutError after the deadline, OverflowError for too much."""
+    with contextlib.ExitStack() as stack:
+        streams = [stack.enter_context(stream) for stream in (process.stdout, process.stderr) if stream]
+        printed = {stream.fileno(): bytearray() for stream in streams}
+        waiting = stack.enter_context(selectors.DefaultSelector())
+        for number in printed:
+            waiting.register(number, selectors.EVENT_READ)
+        while waiting.get_map():
+            for key, _events in waiting.select(_left_s(deadline)):
+                if piece := os.read(key.fd, 65536):
+                    printed[key.fd] += piece
+                else:
+                    waiting.unregister(key.fd)
+            if sum(map(len, printed.values())) > OUTPUT_MAX_BYTES:
+                raise OverflowError
+        return [bytes(one) for one in printed.values()]
+
+
+def _left_s(deadline: float) -> float:
+    left_s = deadline - time.monotonic()
+    if left_s <= 0:
+        raise TimeoutError
+    return left_s
 
 
 def command(fields: Sequence[str] = FIELDS) -> tuple[str, ...]:
@@ -127,6 +167,10 @@ def read(run: Run) -> Answer | None:
         return _failed(
             f"nvidia-smi gave no answer within {TIMEOUT_S} s: the driver hangs. Look for NVRM and Xid lines in 'dmesg' and reboot the host."
         )
+    if status == 125:
+        return _failed(
+            f"nvidia-smi printed more than {OUTPUT_MAX_BYTES} bytes: needs one line a GPU. Run it on the host and see whether it is NVIDIA's own."
+        )
     # A lost GPU makes it end with an error although it shows the others.
     answer = parse(out if status == 0 else f"{out}\n{err}", fields)
     if answer.complete and (answer.rows or answer.lost):
@@ -142,6 +186,7 @@ def parse(text: str, fields: Sequence[str] = FIELDS) -> Answer:
     problems: list[str] = []
     lost: list[str] = []
     complete = True
+    places: set[str] = set()
     for line in filter(None, (line.strip() for line in text.splitlines())):
         if line.lower().startswith(_LOST):
             found = BUS_ID.search(line)
@@ -158,6 +203,13 @@ def parse(text: str, fields: Sequence[str] = FIELDS) -> Answer:
             problems += [_malformed(line)] if complete else []
             complete = False
             continue
+        if position in places:
+            problems.append(
+                f"nvidia-smi shows two GPUs at {position}: needs one line a GPU, and the first counts. Run it on the host and see whether "
+                "it is NVIDIA's own."
+            )
+            continue
+        places.add(position)
         total = _mib(told.get("memory.total"))
         if not total or "name" not in told:
             # The driver knows the card but cannot talk to it: [Unknown Error], [GPU is lost], ERR!
@@ -166,7 +218,7 @@ def parse(text: str, fields: Sequence[str] = FIELDS) -> Answer:
             continue
         rows.append(_row(told, position, total))
     rows.sort(key=lambda row: pci_order(row.pci_bus_id))
-    return Answer(tuple(rows), tuple(problems), tuple(lost), complete)
+    return Answer(tuple(rows), tuple(dict.fromkeys(problems))[:MOST_PROBLEMS], tuple(lost), complete)
 
 
 def bus_id(text: str) -> str:
@@ -192,13 +244,14 @@ def words(text: str) -> str:
 
 def _row(told: dict[str, str], position: str, total_mib: float) -> Row:
     capability, device = told.get("compute_cap", ""), _PCI_ID.fullmatch(told.get("pci.device_id", ""))
+    driver, reserved_mib = told.get("driver_version", ""), _mib(told.get("memory.reserved"))
     return Row(
-        uuid=told.get("uuid", ""),
-        name=told["name"],
+        uuid=words(told.get("uuid", "")),
+        name=words(told["name"]) or "?",
         memory_total_mib=total_mib,
-        memory_reserved_mib=_mib(told.get("memory.reserved")),
+        memory_reserved_mib=reserved_mib if reserved_mib is not None and reserved_mib < total_mib else None,
         compute_capability=capability if CAPABILITY.fullmatch(capability) else "",
-        driver_version=told.get("driver_version", ""),
+        driver_version=driver if DRIVER.fullmatch(driver) else "",
         pci_bus_id=position,
         pci_id=device[1].lower() if device else "",
         mig=told.get("mig.mode.current", "").lower() == "enabled",

@@ -343,7 +343,7 @@ def _check_profile(
             report(
                 problems,
                 f"GPU {gpu['index']} of {host.name} ({gpu['name']}) is cut up by MIG: needs whole GPUs. "
-                f"Switch MIG off (nvidia-smi -i {gpu['index']} -mig 0), or name other gpus.",
+                f"Switch MIG off (nvidia-smi -i {gpu['pci_bus_id']} -mig 0), or name other gpus.",
             )
 
 
@@ -384,6 +384,13 @@ def _check_drivers(instances: Sequence[Mapping[str, Any]], host: Host, plan: Pla
                 f"{f' from {host.min_driver} on' if host.min_driver else ''}, until nvidia-smi shows them."
             )
             report(plan.warnings if host.preview else plan.problems, message)
+        elif host.min_driver and not driver:
+            report(
+                plan.problems,
+                f"{host.name} does not tell the version of its NVIDIA driver: vLLM {host.vllm_version} is built for CUDA 13 and needs {host.min_driver} "
+                "or newer. See what nvidia-smi says on the host, and install such a driver. (Where you know that it is new enough: set "
+                "vllm_plan_min_driver to an empty text.)",
+            )
         elif host.min_driver and _profiles.version_tuple(driver) < _profiles.version_tuple(host.min_driver):
             report(
                 plan.problems,

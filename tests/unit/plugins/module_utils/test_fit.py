@@ -655,7 +655,8 @@ def test_two_models_share_a_gpu_that_both_name_if_there_is_room() -> None:
         ({"source": "nvidia-smi", "driver_version": "580.65.06"}, False, "", ""),
         ({"source": "sysfs"}, False, "gpu01 has GPUs (NVIDIA H100 80GB HBM3), but its NVIDIA driver does not answer. Install a driver from 580 on,", ""),
         ({"source": "sysfs"}, True, "", "gpu01 has GPUs (NVIDIA H100 80GB HBM3), but its NVIDIA driver does not answer."),
-        ({"mig": True}, False, "GPU 0 of gpu01 (NVIDIA H100 80GB HBM3) is cut up by MIG: needs whole GPUs. Switch MIG off (nvidia-smi -i 0 -mig 0), or name other gpus.", ""),
+        ({"source": "nvidia-smi", "driver_version": ""}, False, "gpu01 does not tell the version of its NVIDIA driver: vLLM 0.32.0 is built for CUDA 13 and needs 580 or newer. See what nvidia-smi says", ""),
+        ({"mig": True, "pci_bus_id": "0000:8d:00.0"}, False, "GPU 0 of gpu01 (NVIDIA H100 80GB HBM3) is cut up by MIG: needs whole GPUs. Switch MIG off (nvidia-smi -i 0000:8d:00.0 -mig 0), or name other gpus.", ""),
     ],
 )  # fmt: skip
 def test_a_gpu_that_cannot_serve_yet(changes: dict[str, Any], preview: bool, problem: str, warning: str) -> None:

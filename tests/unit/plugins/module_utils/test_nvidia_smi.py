@@ -142,6 +142,12 @@ def test_other_gpus_are_shown_beside_a_broken_one(
             "nvidia-smi gave no answer within 15 s: the driver hangs. Look for NVRM and Xid lines in 'dmesg' and reboot the host.",
         ),
         (
+            125,
+            "",
+            "",
+            "nvidia-smi printed more than 1000000 bytes: needs one line a GPU. Run it on the host and see whether it is NVIDIA's own.",
+        ),
+        (
             255,
             "",
             "Something new.\n",
@@ -185,6 +191,9 @@ def test_every_failure_is_one_sentence(status: int, out: str, err: str, problem:
         ("81559", "80 GiB", True),
         ("NVIDIA H100 80GB HBM3", "[N/A]", True),
         ("551", "most", False),
+        # More than there is would leave less than nothing.
+        ("551", "90000", False),
+        ("551", "81559", False),
     ],
 )
 def test_memory_that_is_no_number_and_a_missing_name(old: str, new: str, lost: bool) -> None:
@@ -197,6 +206,47 @@ def test_cells_that_tell_nothing_are_empty() -> None:
     cells = H100[0].replace("GPU-00000000-0000-0000-0000-000000000000", "ERR!").replace("580.126.20", "[N/A]")
     (row,) = _nvidia_smi.parse(cells.replace("9.0", "Hopper").replace("0x233010DE", "0x23301234")).rows
     assert (row.uuid, row.driver_version, row.compute_capability, row.pci_id, row.mig) == ("", "", "", "", False)
+
+
+@pytest.mark.parametrize(
+    ("told", "version"),
+    [
+        *((same, same) for same in ("580", "580.1", "580.159.04", "5800.1.2.3")),
+        *((other, "") for other in ("9" * 5000, "58000", "580.1.2.3.4", "580.", "٥٨٠.1", "580.1-open", "5 80")),
+    ],
+)
+def test_the_version_of_a_driver_is_numbers(told: str, version: str) -> None:
+    (row,) = _nvidia_smi.parse(H100[0].replace("580.126.20", told)).rows
+    assert row.driver_version == version
+
+
+def test_a_name_is_one_short_line_that_no_terminal_minds() -> None:
+    uuid = "GPU-00000000-0000-0000-0000-000000000000"
+    (row,) = _nvidia_smi.parse(
+        H100[0].replace("NVIDIA H100", "NV\x1b[31m\x00\udcff  H100").replace(uuid, "GPU\x07")
+    ).rows
+    assert (row.name, row.uuid) == ("NV?[31m?? H100 80GB HBM3", "GPU?")
+    (row,) = _nvidia_smi.parse(H100[0].replace("NVIDIA H100", "N" * 10**6).replace(uuid, "U" * 10**6)).rows
+    assert (len(row.name), len(row.uuid)) == (200, 200)
+    (row,) = _nvidia_smi.parse(H100[0].replace("NVIDIA H100 80GB HBM3", ".")).rows
+    assert row.name == "?"
+
+
+def test_a_gpu_that_is_shown_twice_is_told_and_counted_once() -> None:
+    found = _nvidia_smi.parse("".join([H100[0], H100[1], H100[0].replace("H100", "H200"), H100[0]]))
+    assert [(row.pci_bus_id, row.name) for row in found.rows] == [
+        ("0000:18:00.0", "NVIDIA H100 80GB HBM3"),
+        ("0000:2a:00.0", "NVIDIA H100 80GB HBM3"),
+    ]
+    assert found.problems == (
+        "nvidia-smi shows two GPUs at 0000:18:00.0: needs one line a GPU, and the first counts. Run it on the host and see whether it is NVIDIA's own.",
+    )
+
+
+def test_problems_are_told_once_each_and_not_without_end() -> None:
+    lost = "Unable to determine the device handle for GPU 0000:41:00.0: x\n"
+    assert len(_nvidia_smi.parse(lost * 20_000).problems) == 1
+    assert len(_nvidia_smi.parse("".join(f"WARNING: {n}\n" for n in range(20_000))).problems) == 64
 
 
 def test_no_nvidia_smi_is_no_problem() -> None:
@@ -242,6 +292,36 @@ def test_a_hanging_program_is_given_up() -> None:
     started = time.monotonic()
     assert _nvidia_smi.run(("sleep", "60"), timeout_s=0.05) == (124, "", "")
     assert time.monotonic() - started < 5
+
+
+def test_what_a_hanging_program_has_started_ends_with_it(tmp_path: Path) -> None:
+    child = tmp_path / "child"
+    program = f"sleep 60 & echo $! > {child}.new; mv {child}.new {child}; wait"
+    assert _nvidia_smi.run(("sh", "-c", program), timeout_s=0.5) == (124, "", "")
+    status = Path(f"/proc/{int(child.read_text())}/stat")
+    deadline = time.monotonic() + 5
+    # Gone, or dead and not yet fetched.
+    while status.exists() and status.read_text().rpartition(")")[2].split()[0] != "Z":
+        assert time.monotonic() < deadline, "the child still runs"
+        time.sleep(0.01)
+
+
+@pytest.mark.parametrize("redirection", ["", " >&2"])
+def test_a_program_that_prints_without_end_is_given_up(redirection: str) -> None:
+    assert _nvidia_smi.OUTPUT_MAX_BYTES == 1_000_000
+    started = time.monotonic()
+    assert _nvidia_smi.run(("sh", "-c", f"yes{redirection}"), timeout_s=60) == (125, "", "")
+    assert time.monotonic() - started < 30
+
+
+def test_as_much_as_is_read_may_be_printed_to_both() -> None:
+    program = "import sys; sys.stderr.write('e' * 500_000); print('o' * 499_999)"
+    status, out, err = _nvidia_smi.run((sys.executable, "-c", program))
+    assert (status, len(out), len(err)) == (0, 500_000, 500_000)
+
+
+def test_a_program_that_only_closes_its_streams_is_given_up() -> None:
+    assert _nvidia_smi.run(("sh", "-c", "exec >&- 2>&-; sleep 60"), timeout_s=0.3) == (124, "", "")
 
 
 def test_run() -> None:
