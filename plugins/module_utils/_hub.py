@@ -20,9 +20,10 @@ from typing import Any
 
 from . import _checkpoint
 
-# Real configs have kilobytes, real indexes a few megabytes; who answers may be anybody.
-CONFIG_MAX_BYTES = 4_000_000
-INDEX_MAX_BYTES = 64_000_000
+# Real configs have kilobytes, real indexes a few megabytes; who answers may be anybody, and no time-out ends a parser.
+CONFIG_MAX_BYTES = _checkpoint.CONFIG_MAX_BYTES
+INDEX_MAX_BYTES = 16_000_000
+PARSED_INDEX_MAX_BYTES = 2_000_000
 REDIRECTS = (301, 302, 303, 307, 308)
 MAX_REDIRECTS = 5
 CHUNK_BYTES = 65536
@@ -31,19 +32,19 @@ MODEL = re.compile(r"[A-Za-z0-9_][A-Za-z0-9._-]{0,95}/[A-Za-z0-9_][A-Za-z0-9._-]
 REVISION = re.compile(r"[A-Za-z0-9_][A-Za-z0-9._/-]{0,254}")
 COMMIT = re.compile(r"[0-9a-f]{40}")
 TOKEN = re.compile(r"[!-~]+")
+#: What an index says before or after the names of all tensors.
+TOTAL_SIZE = re.compile(rb'"metadata"\s*:\s*(\{[^{}]{0,1000}\})')
 
 
 @dataclass(frozen=True)
 class Metadata:
-    """What the plan asks of a model: its config.json, the bytes of its weights, and the commit that both are of.
+    """What the plan asks of a model: its config.json, and the bytes of its weights, both of one commit.
 
     ``weights_bytes`` is None where the hub does not say; with one file of weights it counts that file's header, too.
-    ``revision`` is None where the hub names no commit.
     """
 
     config: dict[str, Any]
     weights_bytes: int | None
-    revision: str | None
 
 
 def fetch(model: str, revision: str, endpoint: str, token: str, timeout_s: float) -> Metadata | str:
@@ -101,6 +102,17 @@ def _count(text: str) -> int | None:
     return int(text) if text.isdecimal() and len(text) < 19 else None
 
 
+def _total_size(index: bytes) -> int | None:
+    """Return the bytes of all tensors that an index names, without parsing the names where they are many."""
+    ends = index[:4096] + b"\n" + index[-4096:]
+    try:
+        if found := TOTAL_SIZE.search(ends):
+            return _checkpoint.total_size({"metadata": json.loads(found[1])})
+        return _checkpoint.total_size(json.loads(index)) if len(index) <= PARSED_INDEX_MAX_BYTES else None
+    except (ValueError, RecursionError):
+        return None
+
+
 @dataclass(frozen=True)
 class _Answer:
     """``headers`` are those of the hub itself, under lower case names, not those of a host it redirected to."""
@@ -125,7 +137,6 @@ class _Hub:
         self.token = token
         self.timeout_s = timeout_s
         self.deadline = time.monotonic() + timeout_s
-        self.commit: str | None = None
         # From the environment only: what macOS would add is read by a call that must not follow a fork, as in Ansible's workers.
         # Without a handler for errors each answer comes back as it is, and no redirect is followed unseen.
         self.opener = urllib.request.OpenerDirector()
@@ -141,13 +152,13 @@ class _Hub:
         """Hand on what is found: a problem, or the config, and once more when the size of the weights is known, too."""
         try:
             config = self.config()
-            found(Metadata(config, None, self.commit))
+            found(Metadata(config, None))
         except _HubError as problem:
             found(str(problem))
             return
         # Without the size there is still the shape, which tells it, too.
         with contextlib.suppress(_HubError):
-            found(Metadata(config, self.weights_bytes(), self.commit))
+            found(Metadata(config, self.weights_bytes()))
 
     def late(self) -> str:
         remedy = "try again, or correct HF_ENDPOINT and HTTPS_PROXY"
@@ -160,7 +171,7 @@ class _Hub:
         commit = answer.headers.get("x-repo-commit", "")
         if COMMIT.fullmatch(commit):
             # The next files shall be of the same commit.
-            self.commit = self.revision = commit
+            self.revision = commit
         config = self.parsed("config.json", answer.body)
         if not isinstance(config, dict):
             raise _HubError(
@@ -179,7 +190,7 @@ class _Hub:
         name = "model.safetensors.index.json"
         answer = self.get(name, INDEX_MAX_BYTES)
         if answer.status == 200:
-            return _checkpoint.total_size(self.parsed(name, answer.body))
+            return _total_size(answer.body)
         if answer.status != 404:
             return None
         answer = self.ask("HEAD", "model.safetensors", 0)

@@ -166,7 +166,7 @@ class Task:
 @pytest.fixture
 def task(monkeypatch: pytest.MonkeyPatch) -> Task:
     hub = {
-        HUB: _hub.Metadata(CONFIG, 7, None),
+        HUB: _hub.Metadata(CONFIG, 7),
         "known/model": "known/model: the hub is silent",
         "a/b": "a/b: the hub is silent",
     }

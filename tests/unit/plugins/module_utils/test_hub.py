@@ -126,7 +126,7 @@ def fetch(hub: StandIn, revision: str = "", token: str = TOKEN, timeout_s: float
 
 
 def test_the_config_and_the_size_of_the_weights_come_from_one_commit(hub: StandIn) -> None:
-    assert fetch(hub) == _hub.Metadata(CONFIG, 12345, COMMIT)
+    assert fetch(hub) == _hub.Metadata(CONFIG, 12345)
     assert hub.asked == [
         ("GET", f"/{MODEL}/resolve/main/config.json", f"Bearer {TOKEN}"),
         ("GET", f"/{MODEL}/resolve/{COMMIT}/hf_quant_config.json", f"Bearer {TOKEN}"),
@@ -142,20 +142,20 @@ def test_without_a_token_none_is_sent(hub: StandIn) -> None:
 def test_a_revision_and_an_address_with_a_path_are_kept(hub: StandIn) -> None:
     hub.has("config.json", CONFIG)
     found = _hub.fetch(MODEL, "refs/pr/1", f"{hub.address}/mirror/", "", 10.0)
-    assert found == _hub.Metadata(CONFIG, 12345, None)
+    assert found == _hub.Metadata(CONFIG, 12345)
     assert {path.rsplit("/", 1)[0] for _, path, _ in hub.asked} == {f"/mirror/{MODEL}/resolve/refs%2Fpr%2F1"}
 
 
 def test_a_commit_that_is_none_is_not_put_into_an_address(hub: StandIn) -> None:
     hub.has("config.json", CONFIG, X_Repo_Commit="../../../other/model/resolve/main")
-    assert fetch(hub) == _hub.Metadata(CONFIG, 12345, None)
+    assert fetch(hub) == _hub.Metadata(CONFIG, 12345)
     assert f"/{MODEL}/resolve/main/model.safetensors.index.json" in [path for _, path, _ in hub.asked]
 
 
 def test_one_file_of_weights_is_only_measured(hub: StandIn) -> None:
     hub.says("model.safetensors.index.json", 404)
     hub.says("model.safetensors", 200, Content_Length="777")
-    assert fetch(hub) == _hub.Metadata(CONFIG, 777, COMMIT)
+    assert fetch(hub) == _hub.Metadata(CONFIG, 777)
     assert hub.asked[-1][0] == "HEAD"
 
 
@@ -165,7 +165,7 @@ def test_the_size_of_a_file_that_lies_elsewhere_is_what_the_hub_says(
     elsewhere = servers()
     hub.says("model.safetensors.index.json", 404)
     hub.says("model.safetensors", 302, Location=f"{elsewhere.address}/blob", X_Linked_Size="888")
-    assert fetch(hub) == _hub.Metadata(CONFIG, 888, COMMIT)
+    assert fetch(hub) == _hub.Metadata(CONFIG, 888)
     assert elsewhere.asked == []
 
 
@@ -174,7 +174,7 @@ def test_a_size_told_only_by_the_other_host_is_asked_for_there(hub: StandIn, ser
     elsewhere.says("blob", 200, Content_Length="999")
     hub.says("model.safetensors.index.json", 404)
     hub.says("model.safetensors", 302, Location=f"{elsewhere.address}/blob")
-    assert fetch(hub) == _hub.Metadata(CONFIG, 999, COMMIT)
+    assert fetch(hub) == _hub.Metadata(CONFIG, 999)
     assert elsewhere.asked == [("HEAD", "/blob", None)]
 
 
@@ -183,7 +183,7 @@ def test_a_size_that_is_none_is_left_out(hub: StandIn, size: str) -> None:
     assert not _hub._count(size)
     hub.says("model.safetensors.index.json", 404)
     hub.says("model.safetensors", 302, Location="/blob", X_Linked_Size=size)
-    assert fetch(hub) == _hub.Metadata(CONFIG, None, COMMIT)
+    assert fetch(hub) == _hub.Metadata(CONFIG, None)
 
 
 @pytest.mark.parametrize("status", [301, 302, 303, 307, 308])
@@ -193,8 +193,10 @@ def test_the_token_stays_with_the_hub_when_that_redirects(
     elsewhere = servers()
     elsewhere.has("config.json", CONFIG, X_Repo_Commit="f" * 40)
     hub.says("config.json", status, Location=f"{elsewhere.address}/x/config.json", X_Repo_Commit=COMMIT)
-    assert fetch(hub) == _hub.Metadata(CONFIG, 12345, COMMIT)
+    assert fetch(hub) == _hub.Metadata(CONFIG, 12345)
     assert elsewhere.asked == [("GET", "/x/config.json", None)]
+    # The commit is the hub's own, too.
+    assert hub.asked[-1][1] == f"/{MODEL}/resolve/{COMMIT}/model.safetensors.index.json"
     assert hub.tokens() == {f"Bearer {TOKEN}"}
 
 
@@ -211,7 +213,7 @@ def test_a_model_that_was_renamed_is_found_under_its_new_name(hub: StandIn) -> N
     hub.replies[f"/{MODEL}/resolve/main/config.json"] = Reply(
         307, b"", {"Location": "/new/name/resolve/main/config.json"}
     )
-    assert fetch(hub) == _hub.Metadata(CONFIG, 12345, COMMIT)
+    assert fetch(hub) == _hub.Metadata(CONFIG, 12345)
     assert hub.tokens() == {f"Bearer {TOKEN}"}
 
 
@@ -322,11 +324,40 @@ def test_a_config_is_an_object(hub: StandIn) -> None:
 @pytest.mark.parametrize("index", [b"<html>", b"[" * 200_000, b"[]", b"{}", b'{"metadata": {"total_size": "12"}}'])
 def test_an_index_that_is_none_only_leaves_the_size_out(hub: StandIn, index: bytes) -> None:
     hub.has("model.safetensors.index.json", index)
-    assert fetch(hub) == _hub.Metadata(CONFIG, None, COMMIT)
+    assert fetch(hub) == _hub.Metadata(CONFIG, None)
+
+
+MANY = {f"model.layers.{number}.weight": "model-00001-of-00002.safetensors" for number in range(50_000)}
+
+
+@pytest.mark.parametrize(
+    ("index", "size"),
+    [
+        ({"metadata": {"total_size": 9e9}, "weight_map": MANY}, 9_000_000_000),
+        ({"metadata": {"total_parameters": 3, "total_size": 7}, "weight_map": MANY}, 7),
+        ({"weight_map": MANY, "metadata": {"total_size": 7}}, 7),
+        ({"weight_map": MANY, "metadata": {"total_size": "7"}}, None),
+        ({"weight_map": MANY, "metadata": {"total_size": -7}}, None),
+        # Between thousands of names: not looked for.
+        ({"a": MANY, "metadata": {"total_size": 7}, "weight_map": MANY}, None),
+        ({"weight_map": MANY}, None),
+        # A small one is parsed.
+        ({"metadata": {"format": {"name": "pt"}, "total_size": 7}, "weight_map": {}}, 7),
+    ],
+)
+def test_the_size_is_read_without_the_names(
+    hub: StandIn, monkeypatch: pytest.MonkeyPatch, index: dict[str, Any], size: int | None
+) -> None:
+    parsed: list[int] = []
+    loads = json.loads
+    monkeypatch.setattr(json, "loads", lambda text: parsed.append(len(text)) or loads(text))  # type: ignore[func-returns-value]
+    hub.has("model.safetensors.index.json", json.dumps(index, indent=2).encode())
+    assert fetch(hub) == _hub.Metadata(CONFIG, size)
+    assert max(parsed) < 10_000
 
 
 def test_files_are_read_up_to_a_limit(hub: StandIn, monkeypatch: pytest.MonkeyPatch) -> None:
-    assert (_hub.CONFIG_MAX_BYTES, _hub.INDEX_MAX_BYTES) == (4_000_000, 64_000_000)
+    assert (_hub.CONFIG_MAX_BYTES, _hub.INDEX_MAX_BYTES) == (4_000_000, 16_000_000)
     size = len(json.dumps(CONFIG))
     monkeypatch.setattr(_hub, "CONFIG_MAX_BYTES", size)
     assert isinstance(fetch(hub), _hub.Metadata)
@@ -337,7 +368,7 @@ def test_files_are_read_up_to_a_limit(hub: StandIn, monkeypatch: pytest.MonkeyPa
     )
     monkeypatch.setattr(_hub, "CONFIG_MAX_BYTES", size)
     monkeypatch.setattr(_hub, "INDEX_MAX_BYTES", 10)
-    assert fetch(hub) == _hub.Metadata(CONFIG, None, COMMIT)
+    assert fetch(hub) == _hub.Metadata(CONFIG, None)
 
 
 def test_an_endless_file_is_left_at_the_limit(hub: StandIn, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -399,12 +430,12 @@ def test_a_connection_that_takes_too_long_is_told_as_time() -> None:
 def test_weights_that_cannot_be_seen_have_no_size(hub: StandIn) -> None:
     hub.says("model.safetensors.index.json", 404)
     hub.says("model.safetensors", 403, Content_Length="29")
-    assert fetch(hub) == _hub.Metadata(CONFIG, None, COMMIT)
+    assert fetch(hub) == _hub.Metadata(CONFIG, None)
 
 
 def test_a_config_in_hand_is_not_lost_to_a_slow_index(hub: StandIn) -> None:
     hub.replies["model.safetensors.index.json"] = Reply(200, play=silence)
-    assert fetch(hub, timeout_s=0.5) == _hub.Metadata(CONFIG, None, COMMIT)
+    assert fetch(hub, timeout_s=0.5) == _hub.Metadata(CONFIG, None)
 
 
 def test_a_hub_that_is_not_there_is_named(hub: StandIn, servers: Callable[[], StandIn]) -> None:
@@ -436,11 +467,11 @@ def test_a_proxy_is_asked_and_exceptions_are_heeded(
     proxy = servers()
     proxy.has("config.json", CONFIG)
     monkeypatch.setenv("http_proxy", proxy.address)
-    assert fetch(hub) == _hub.Metadata(CONFIG, None, None)
+    assert fetch(hub) == _hub.Metadata(CONFIG, None)
     assert hub.asked == []
     assert proxy.asked[0][1] == f"{hub.address}/{MODEL}/resolve/main/config.json"
     monkeypatch.setenv("no_proxy", "127.0.0.1")
-    assert fetch(hub) == _hub.Metadata(CONFIG, 12345, COMMIT)
+    assert fetch(hub) == _hub.Metadata(CONFIG, 12345)
 
 
 @pytest.mark.parametrize(
