@@ -30,6 +30,10 @@ KNOWN = yaml.safe_load((Path(__file__).parents[4] / "roles/vllm_plan/vars/main/m
 ]
 HUB_IDS = {"qwen3_8b": "Qwen/Qwen3-8B", "qwen3_30b_a3b": "Qwen/Qwen3-30B-A3B"}
 H200_GIB = 139.8
+SMALL = {
+    "model_type": "llama", "hidden_size": 64, "num_attention_heads": 8, "num_key_value_heads": 2, "head_dim": 8, "intermediate_size": 256,
+    "vocab_size": 1000, "max_position_embeddings": 4096,
+}  # fmt: skip
 OLD, NEW = (0, 26, 0), (0, 32, 0)
 
 
@@ -176,6 +180,92 @@ def test_a_linear_layer_holds_a_state_and_no_tokens() -> None:
 def test_a_sequence_needs_whole_blocks() -> None:
     layout = _memory.kv_layout(known("Qwen/Qwen3-32B"), Setting())
     assert [layout.blocks(tokens, 0) for tokens in (1, 16, 17)] == [1, 1, 2]
+
+
+# --- computed by hand -----------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(("width", "nccl"), [(1, 0), (2, 1), (8, 1)])
+def test_gpus_that_talk_to_one_another_hold_buffers_for_it(width: int, nccl: int) -> None:
+    found = _memory.fit(known("Qwen/Qwen3-32B"), Setting(tensor_parallel=width), H200_GIB, NEW)
+    assert found.non_torch_gib == pytest.approx(_memory.NON_TORCH_GIB + nccl * _memory.NCCL_GIB)
+
+
+@pytest.mark.parametrize(
+    ("hopper", "width", "inner", "outer"),
+    [
+        # Of 2880 x 2880 on Hopper whole tiles of 64 are filled, by 45 x 64; halves of 1440 need 23 of them.
+        (True, 1, 2880 / 2880, 2880 / 2880),
+        (True, 2, 23 * 64 / 1440, 2880 / 2880),
+        # Elsewhere tiles are 128 x 256.
+        (False, 1, 23 * 128 / 2880, 12 * 256 / 2880),
+        (False, 2, 12 * 128 / 1440, 12 * 256 / 2880),
+    ],
+)
+def test_mxfp4_experts_fill_the_tiles_of_their_kernels(hopper: bool, width: int, inner: float, outer: float) -> None:
+    """gpt-oss-20b: 24 layers of 32 experts with three matrices of 2880 x 2880, four bits and a byte for each 32."""
+    experts = 24 * 32 * 3 * 2880 * 2880 * (0.5 + 1 / 32)
+    # Embedding, head, attention, key and value, then norms and router, which every GPU holds; 16 bit.
+    divided = 2 * (2 * 201088 * 2880 + 24 * 2 * 2880 * 64 * 64 + 24 * 2 * 2880 * 8 * 64)
+    whole = 2 * (49 * 2880 + 24 * 2880 * 32)
+    found = _memory.weights_gib(known("openai/gpt-oss-20b"), Setting(tensor_parallel=width, hopper=hopper))
+    assert found * 2**30 == pytest.approx((experts * inner * outer + divided) / width + whole, rel=1e-9)
+
+
+@pytest.mark.parametrize("width", [1, 8])
+def test_the_second_copy_of_mla_is_divided_as_the_first(width: int) -> None:
+    """DeepSeek R1: FP8 with a scale of 32 bit for each 128 x 128, and the up-projection of the latents once more in 16 bit."""
+    fp8 = 1 + 4 / 128**2
+    attention = 61 * (1536 * 128 * 192 + 512 * 128 * 256 + 128 * 128 * 7168)
+    dense, experts, shared = 3 * 3 * 7168 * 18432, 58 * 256 * 3 * 7168 * 2048, 58 * 3 * 7168 * 2048
+    divided = fp8 * (attention + dense + experts + shared) + 2 * (2 * 129280 * 7168)
+    # Norms and router in 16 bit, and the down-projections.
+    whole = 2 * (123 * 7168 + 58 * 7168 * 256) + fp8 * 61 * 7168 * (1536 + 512 + 64)
+    copy = 2 * 61 * 128 * 256 * 512
+    found = _memory.weights_gib(known("deepseek-ai/DeepSeek-R1-0528"), Setting(tensor_parallel=width))
+    assert found * 2**30 == pytest.approx((divided + copy) / width + whole, rel=1e-9)
+
+
+@pytest.mark.parametrize(
+    ("full", "sliding", "in_group", "windows"),
+    [
+        # Below one and a half the smaller kind is padded to one group, from there on the larger one is cut.
+        (5, 4, 5, [0, 64]),
+        (4, 5, 5, [0, 64]),
+        (3, 2, 2, [0, 0, 64]),
+        (2, 3, 2, [0, 64, 64]),
+        (4, 4, 4, [0, 64]),
+        (5, 1, 1, [0, 0, 0, 0, 0, 64]),
+    ],
+)
+def test_layers_of_two_kinds_share_blocks(full: int, sliding: int, in_group: int, windows: list[int]) -> None:
+    shape = _model.shape(
+        {
+            **SMALL,
+            "num_hidden_layers": full + sliding,
+            "layer_types": ["full_attention"] * full + ["sliding_attention"] * sliding,
+            "sliding_window": 64,
+        }
+    )
+    layout = _memory.kv_layout(shape, Setting())
+    assert [group.window for group in layout.groups] == windows
+    # 16 tokens of 2 heads of 8, keys and values of 16 bit.
+    assert (layout.block_tokens, layout.block_bytes) == (16, in_group * 16 * 2 * 2 * 8 * 2)
+
+
+@pytest.mark.parametrize(("version", "left_out"), [((0, 28, 1), 0), ((0, 29, 0), 1), (NEW, 1)])
+def test_the_check_leaves_one_block_out(version: tuple[int, ...], left_out: int) -> None:
+    shape = _model.shape({**SMALL, "num_hidden_layers": 4})
+    block = 4 * 16 * 2 * 2 * 8 * 2
+    needed = 10 + left_out
+    for blocks, fits in ((needed - 1, False), (needed, True)):
+        setting = Setting(max_model_len=160, kv_cache_bytes=blocks * block)
+        found = _memory.fit(shape, setting, H200_GIB, version)
+        assert (found.fits, found.concurrency, found.kv_tokens) == (fits, blocks / 10, blocks * 16)
+        longest = _memory.fit(shape, replace(setting, max_model_len=0), H200_GIB, version)
+        assert longest.max_model_len == 16 * (blocks - left_out)
+    less = Setting(max_model_len=160, kv_cache_bytes=needed * block - 1)
+    assert not _memory.fit(shape, less, H200_GIB, version).fits
 
 
 # --- engine arguments -----------------------------------------------------------------------------------------
