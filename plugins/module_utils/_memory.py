@@ -29,8 +29,8 @@ BATCHES_IN_FLIGHT = 2
 NON_TORCH_GIB = 0.22
 #: The CUDA context of one process, which vLLM does not count (0.6 to 1 GiB).
 CONTEXT_GIB = 1.0
-#: NCCL's buffers with more than one GPU. Recalled, not measured.
-NCCL_GIB = 0.5
+#: NCCL's buffers with two GPUs; with more of them not measured.
+NCCL_GIB = 0.76
 #: Small buffers that the second model runner keeps, beside the sampler's.
 RUNNER_GIB = 0.045
 #: CUDA graphs of one layer over the 51 batch sizes that vLLM captures by default.
@@ -233,9 +233,9 @@ def activation_gib(shape: Shape, setting: Setting, version: tuple[int, ...], *, 
     if shape.latent_dim:
         chunk = min(max(8 * setting.max_model_len, 4 * setting.max_num_seqs * BLOCK_TOKENS), LATENT_CHUNK_TOKENS)
         forward += chunk * (shape.heads * shape.latent_up_dim / split + shape.latent_dim) * size
-    # A first start compiles, and holds a copy as large as the embeddings meanwhile.
+    # A first start compiles, and holds a copy as large as the embeddings meanwhile; on a GPU alone also the hidden states.
     compiling = shape.vocab_size * shape.hidden_size * size / split
-    compiling += tokens * (hidden + (shape.hidden_size if fp8 else 0))
+    compiling += tokens * (hidden + (shape.hidden_size if fp8 else 0)) if split == 1 else 0
     peak = max(forward, compiling if cold else 0)
     logits = setting.max_num_seqs * shape.vocab_size
     if shape.experts_per_token:
@@ -258,7 +258,9 @@ def graphs_gib(shape: Shape, setting: Setting, version: tuple[int, ...]) -> floa
     largest = min(wanted, setting.max_num_batched_tokens)
     # 1, 2, 4, then every 8 below 256 and every 16 from there on.
     sizes = 3 + min(largest, 255) // 8 + (1 + (largest - 256) // 16 if largest >= 256 else 0)
-    return shape.layer_count * GRAPHS_GIB_PER_LAYER * sizes / GRAPH_SIZES
+    # Half of it is divided: read off two GPUs.
+    share = (1 + 1 / setting.tensor_parallel) / 2
+    return shape.layer_count * GRAPHS_GIB_PER_LAYER * share * sizes / GRAPH_SIZES
 
 
 def _first_runner(shape: Shape, version: tuple[int, ...]) -> bool:

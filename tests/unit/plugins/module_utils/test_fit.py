@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 from typing import Any
 
@@ -18,6 +19,7 @@ for file in (Path(__file__).parents[4] / "roles/vllm_plan/vars/main").glob("*.ym
     DATA |= yaml.safe_load(file.read_text())
 LLAMA_FP8 = "RedHatAI/Llama-3.3-70B-Instruct-FP8-dynamic"
 LLAMA = "meta-llama/Llama-3.3-70B-Instruct"
+H100_RUNS = json.loads((Path(__file__).parents[1] / "data/h100_memory_0.32.json").read_text())["runs"]
 GUIDE = {"max-model-len": 16384, "gpu-memory-utilization": 0.90}
 
 
@@ -68,6 +70,19 @@ def test_the_guides_example_is_refused_and_its_first_way_out_is_the_measured_one
     assert misfit.startswith(f"{what}: {reason}\n  What fits, the smallest change first:\n  1. engine_args")
     first = found.instances[0]["fit"]["suggestions"][0]
     assert first["change"] == {"engine_args": {"kv-cache-dtype": "fp8", "gpu-memory-utilization": utilization}}
+
+
+def test_the_guides_example_is_what_an_h100_does() -> None:
+    """Both were run: what is refused was, and the first way out served as many tokens as it promises."""
+    refused, served = (run for run in H100_RUNS if run["model"] == "llama_70b_fp8" and run["tensor_parallel"] == 1)
+    fit = plan(LLAMA_FP8, host("h100-sxm-80gb"), engine_args=GUIDE).instances[0]["fit"]
+    assert (refused["served"], fit["verdict"]) == (False, "does not fit")
+    assert fit["kv_gib"] == pytest.approx(refused["kv_gib"], abs=0.1)
+    first = fit["suggestions"][0]
+    assert first["change"]["engine_args"] == {
+        "kv-cache-dtype": served["kv_cache_dtype"], "gpu-memory-utilization": served["gpu_memory_utilization"],
+    }  # fmt: skip
+    assert first["kv_tokens"] == pytest.approx(served["kv_tokens"], rel=0.05)
 
 
 @pytest.mark.parametrize(("model", "kind"), [(LLAMA_FP8, "h100-sxm-80gb"), (LLAMA, "a100-sxm-80gb"), (LLAMA, "l40s-48gb")])  # fmt: skip
