@@ -38,7 +38,10 @@ def host(name: str, gpus: Sequence[Any], **changes: Any) -> Host:
             "known_gpus": known,
             "options": CATALOGUE["__vllm_plan_options"],
             "since": CATALOGUE["__vllm_plan_option_since"],
-            "rules": CATALOGUE["__vllm_plan_rules"],
+            "rules": {
+                **CATALOGUE["__vllm_plan_rules"],
+                "deprecated_quantization": CATALOGUE["__vllm_plan_options"]["deprecated"],
+            },
             **changes,
         }
     )

@@ -14,7 +14,7 @@ from . import _advice, _gpus, _memory, _model, _profiles
 from ._memory import Fit, Setting
 from ._model import Shape
 from ._profiles import Arguments, Findings
-from ._wanted import is_path
+from ._wanted import is_path, number
 
 if TYPE_CHECKING:
     from ._plan import Host
@@ -88,6 +88,7 @@ class Judge:
         self.version = _profiles.version_tuple(host.vllm_version)
         self.numbers = cache(self._numbers)
         self.shape = cache(self._shape)
+        self._ways_out: dict[str, list[dict[str, Any]]] = {}
 
     @cached_property
     def kinds(self) -> list[_gpus.Gpu]:
@@ -140,20 +141,30 @@ class Judge:
                 )
             return Outcome(arguments, report)
         reason = _reason(fit, setting, float(case.smallest["memory_gib"]))
-        found = _advice.suggestions(
-            _advice.Variant(case.source, case.smallest, len(case.gpus)),
-            shape,
-            self.options(case, arguments, shape),
-            lambda variant: self.weigh(case, variant),
-        )
+        found = self.ways_out(case, arguments, shape)
         report |= {"reasons": [reason], "suggestions": found}
         return Outcome(arguments, report, reason + _ways_out(found, allowed=self.host.allow_misfit))
+
+    def ways_out(self, case: Case, arguments: Arguments, shape: Shape) -> list[dict[str, Any]]:
+        """Return the changes that would make a case fit; they are looked for once, since replicas have the same."""
+        gpu = case.smallest or {}
+        kind = [gpu.get(key) for key in ("name", "kind", "memory_gib", "compute_capability")]
+        asked = [case.model.get(key) for key in ("engine_args", "gpus", "revision")]
+        same = repr((case.source, case.profile, case.pinned, len(case.gpus), kind, asked, case.env, case.room))
+        if same not in self._ways_out:
+            self._ways_out[same] = _advice.suggestions(
+                _advice.Variant(case.source, gpu, len(case.gpus)),
+                shape,
+                self.options(case, arguments, shape),
+                lambda variant: self.weigh(case, variant),
+            )
+        return self._ways_out[same]
 
     def utilization(self, case: Case) -> float:
         """Return the part of its GPUs' memory that a case takes, 0 for a value that is none."""
         given = self.arguments(case, Findings()).values.get("gpu-memory-utilization")
         taken = _memory.DEFAULT_UTILIZATION if given is None else given
-        return float(taken) if _profiles.is_utilization(taken) else 0.0
+        return number(taken) or 0.0 if _profiles.is_utilization(taken) else 0.0
 
     # --- arguments -------------------------------------------------------------------------------------------
 
@@ -179,7 +190,9 @@ class Judge:
     def settle(self, case: Case, arguments: Arguments, shape: Shape, findings: Findings) -> None:
         """Adapt arguments to the model, and refuse what vLLM would."""
         profile = self.host.profiles[case.profile]
-        _profiles.fit_model(arguments, shape, case.smallest, self.host.rules, case.name, findings, pinned=case.pinned)
+        _profiles.fit_model(
+            arguments, shape, case.smallest, self.host.rules, case.name, findings, pinned=case.pinned, env=case.env
+        )
         only = profile.get("requires_quantization")
         if only and shape.quantization not in only:
             findings.problems.append(
@@ -256,9 +269,13 @@ class Judge:
         return [other for other, entry in known.items() if other != source and entry.get("base") == base]
 
     def quantised_by(self, methods: Sequence[str], source: str) -> str:
-        """Return known checkpoints of the same model that one of these methods quantised, for a sentence."""
+        """Return known checkpoints of the same model that one of these methods quantised to four bits, for a sentence."""
         shapes = {other: self.shape(other) for other in self.family(source)}
-        found = [other for other, one in shapes.items() if isinstance(one, Shape) and one.quantization in methods]
+        found = [
+            other
+            for other, one in shapes.items()
+            if isinstance(one, Shape) and one.storage and one.storage.method in methods and one.storage.expert < 1
+        ]
         return f" ({' or '.join(found)})" if found else ""
 
     def smaller_checkpoints(self, case: Case, shape: Shape, setting: Setting) -> list[str]:

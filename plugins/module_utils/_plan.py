@@ -290,7 +290,8 @@ def _room(
     beside = [
         sum(taken for name, taken in shares[gpu["index"]].items() if name != instance["name"]) for gpu in case.gpus
     ]
-    return _fit.Room(len(spare) // replicas(case.model) + width, elsewhere, max(beside, default=0.0))
+    own = sum(1 for gpu in case.gpus if len(shares[gpu["index"]]) == 1)
+    return _fit.Room(len(spare) // replicas(case.model) + own, elsewhere, max(beside, default=0.0))
 
 
 def _settle(instance: dict[str, Any], case: _fit.Case, judge: _fit.Judge, plan: Plan) -> None:
@@ -363,7 +364,7 @@ def _check_shared_gpus(
             report(plan.problems, problem)
             for instance in instances:
                 if instance["name"] in users and instance["fit"]:
-                    instance["fit"] |= {"verdict": "refused", "reasons": [problem]}
+                    instance["fit"] |= {"verdict": "refused", "reasons": [problem], "suggestions": []}
         elif total > most:
             report(
                 plan.warnings,

@@ -12,7 +12,7 @@ from difflib import get_close_matches
 from typing import Any
 
 from ._model import Shape
-from ._wanted import argument_problems, count, environment_problems, is_number, normalised, shown
+from ._wanted import argument_problems, count, environment_problems, is_number, normalised, number, shown
 
 #: What people write for a dtype that vLLM has not, and what they mean.
 WRONG_DTYPES = {
@@ -25,7 +25,8 @@ WRONG_DTYPES = {
 HIGHEST_UTILIZATION = 0.96
 PROFILE_KEYS = ("device", "requires", "requires_quantization", "auto", "engine_args", "unquantized_engine_args", "env")
 TEXTS = ("dtype", "quantization", "kv-cache-dtype")
-#: Options that are whole numbers from 1.
+#: Options that are numbers, and such that are whole ones from 1.
+NUMBERS = ("gpu-memory-utilization", "cpu-offload-gb")
 COUNTS = ("max-model-len", "max-num-seqs", "max-num-batched-tokens", "kv-cache-memory-bytes")
 
 
@@ -42,6 +43,11 @@ class Arguments:
         self.values[key] = value
         self.origins[key] = origin
         (self.by_user.add if by_user else self.by_user.discard)(key)
+
+    def where(self, key: str, name: str) -> str:
+        """Return where an argument of the model ``name`` stands, for the beginning of a sentence."""
+        origin = self.origins[key]
+        return f"engine_args.{key} of '{name}'" + ("" if origin.startswith("vllm_models") else f" (from {origin})")
 
     def drop(self, key: str) -> None:
         """Leave one argument to vLLM."""
@@ -187,6 +193,7 @@ def fit_model(
     findings: Findings,
     *,
     pinned: bool,
+    env: Mapping[str, str],
 ) -> None:
     """Settle what the model itself forbids: a float16 that it overflows in, a context longer than it has, a second quantisation."""
     before = len(findings.problems)
@@ -195,7 +202,10 @@ def fit_model(
     _check_quantization(arguments, shape, rules, name, findings)
     if len(findings.problems) == before:
         _fit_dtype(arguments, shape, gpu, rules, name, findings, pinned=pinned)
-        _fit_context(arguments, shape, name, findings)
+        # The user stretches the model himself, and vLLM checks that.
+        stretched = any(key.partition(".")[0] == "hf-overrides" for key in arguments.values)
+        if not stretched and env.get("VLLM_ALLOW_LONG_MAX_MODEL_LEN", "0").lower() not in ("1", "true"):
+            _fit_context(arguments, shape, name, findings)
 
 
 def check_options(
@@ -207,23 +217,41 @@ def check_options(
     """
     if not options:
         return
-    same = version_tuple(version) == version_tuple(options["version"])
-    found = findings.problems if same else findings.warnings
-    names = {*options["names"], *(f"no-{flag}" for flag in options["flags"])}
-    for key, value in arguments.values.items():
-        option = key.partition(".")[0]
-        words = options["words"].get(option)
-        if option not in names:
-            near = get_close_matches(option, names, 1)
-            hint = f" The nearest is {near[0]}." if near else ""
-            found.append(
-                f"engine_args.{key} of '{name}' is no option of vLLM {options['version']}.{hint} Correct or remove it."
-            )
-        elif words and option == key and isinstance(value, str) and value not in words and not _wrong_dtype(key, value):
-            near = get_close_matches(value.lower(), words, 1)
-            needed = ", ".join(words) if len(words) < 12 else f"one that vLLM {options['version']} has"
-            hint = f" The nearest is {near[0]}." if near else ""
-            found.append(f"engine_args.{key} of '{name}' is {shown(value)}: needs {needed}.{hint} Correct it.")
+    if version_tuple(version) != version_tuple(options["version"]):
+        found = [said for key in arguments.values if (said := _option_problem(arguments, key, options, name))]
+        findings.warnings += [
+            f"{said} (The plan knows the options of vLLM {options['version']}, and {version} may have others.)"
+            for said in found
+        ]
+        return
+    for key, value in list(arguments.values.items()):
+        if said := _option_problem(arguments, key, options, name):
+            findings.problems.append(said)
+        elif value is False and key in options["switches"]:
+            # To vLLM such an option stands there or does not.
+            arguments.drop(key)
+
+
+def _option_problem(arguments: Arguments, key: str, options: Mapping[str, Any], name: str) -> str:
+    option, dot, _field = key.partition(".")
+    value, where = arguments.values[key], arguments.where(key, name)
+    flag = option.removeprefix("no-")
+    if option not in options["names"] and not (flag != option and flag in options["flags"]):
+        names = [*options["names"], *(f"no-{one}" for one in options["flags"])]
+        return f"{where} is no option of vLLM {options['version']}.{_nearest(option, names)} Correct or remove it."
+    checked = (COUNTS, NUMBERS, TEXTS, options["flags"], options["switches"])
+    if isinstance(value, bool) and not dot and not any(name in part for part in checked for name in (option, flag)):
+        return f"{where} is {value}: the option takes a value. Correct or remove it."
+    words = options["words"].get(option)
+    if dot or not words or not isinstance(value, str) or value in words or _wrong_dtype(key, value):
+        return ""
+    needed = ", ".join(words) if len(words) < 12 else f"one that vLLM {options['version']} has"
+    return f"{where} is {shown(value)}: needs {needed}.{_nearest(value.lower(), words)} Correct it."
+
+
+def _nearest(word: str, words: Iterable[str]) -> str:
+    near = get_close_matches(word, words, 1)
+    return f" The nearest is {near[0]}." if near else ""
 
 
 def check_values(arguments: Arguments, name: str, findings: Findings) -> None:
@@ -232,14 +260,16 @@ def check_values(arguments: Arguments, name: str, findings: Findings) -> None:
     Numbers are written out: 16k becomes 16000. An option that is null is left to vLLM.
     """
     for key, value in arguments.values.items():
-        where = f"engine_args.{key} of '{name}' is {shown(value)}"
+        where = f"{arguments.where(key, name)} is {shown(value)}"
         if value is None:
             continue
         if need := _need(key, value):
             findings.problems.append(f"{where}: {need}")
         elif key in COUNTS:
             arguments.values[key] = count(value) or value
-        elif key == "gpu-memory-utilization" and value > HIGHEST_UTILIZATION:
+        elif key in NUMBERS:
+            arguments.values[key] = number(value)
+        if key == "gpu-memory-utilization" and not need and arguments.values[key] > HIGHEST_UTILIZATION:
             findings.warnings.append(
                 f"{where}: the CUDA context (0.6 to 1 GiB) comes on top of it. Keep it at {HIGHEST_UTILIZATION} or below."
             )
@@ -258,7 +288,7 @@ def _need(key: str, value: object) -> str:
         return f"vLLM has no such dtype; {meant}. Correct it."
     if key == "gpu-memory-utilization" and not is_utilization(value):
         return "needs a number above 0, up to 1. Correct it, for example 0.9."
-    if key == "cpu-offload-gb" and not (is_number(value) and 0 <= value < 1_000_000):  # type: ignore[operator]
+    if key == "cpu-offload-gb" and not 0 <= (-1 if (size := number(value)) is None else size) < 1_000_000:
         return "needs a number from 0. Correct it."
     if key == "max-model-len" and value in ("auto", -1):
         return ""
@@ -273,7 +303,8 @@ def _wrong_dtype(key: str, value: object) -> str:
 
 def is_utilization(value: object) -> bool:
     """Whether it is a part of a GPU's memory: above 0, up to 1."""
-    return is_number(value) and 0 < value <= 1  # type: ignore[operator]
+    part = number(value)
+    return part is not None and 0 < part <= 1
 
 
 def _fit_dtype(
@@ -310,9 +341,6 @@ def _fit_context(arguments: Arguments, shape: Shape, name: str, findings: Findin
     wanted = arguments.values.get("max-model-len")
     if not isinstance(wanted, int) or not shape.max_position or wanted <= shape.max_position:
         return
-    # The user stretches the model himself, and vLLM checks that.
-    if any(key.partition(".")[0] == "hf-overrides" for key in arguments.values):
-        return
     if "max-model-len" in arguments.by_user:
         findings.problems.append(
             f"engine_args.max-model-len of '{name}' is {wanted}: the model takes {shape.max_position} tokens at most. Lower it."
@@ -326,6 +354,12 @@ def _check_quantization(
 ) -> None:
     wanted = arguments.values.get("quantization")
     method = shape.quantization
+    old = next((one for one in (wanted, method) if one in rules.get("deprecated_quantization", ())), None)
+    if old and arguments.values.get("allow-deprecated-quantization") is not True:
+        findings.problems.append(
+            f"'{name}' is quantised by {old}, which vLLM runs only with engine_args {{allow-deprecated-quantization: true}}. Set that, or take "
+            "another checkpoint."
+        )
     takes = rules.get("quantization_takes", {}).get(method)
     if wanted is not None and method is not None and takes is not None and wanted not in takes:
         findings.problems.append(

@@ -5,6 +5,7 @@
 
 from __future__ import annotations
 
+import math
 import re
 from collections import Counter
 from collections.abc import Mapping, Sequence
@@ -267,6 +268,15 @@ def count(value: object) -> int | None:
     if not found:
         return None
     return int(found[1] or float(found[2]) * FACTORS[found[3]])
+
+
+def number(value: object) -> float | None:
+    """Return a finite number, also one written as text, or None for anything else."""
+    try:
+        found = float(value) if isinstance(value, (int, float, str)) and not isinstance(value, bool) else math.nan
+    except (ValueError, OverflowError):
+        return None
+    return found if math.isfinite(found) else None
 
 
 def report(problems: list[str], message: str) -> None:

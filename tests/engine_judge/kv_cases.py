@@ -26,6 +26,8 @@ from ansible_collections.gpuops.vllm.plugins.module_utils import _memory, _model
 # The vLLM whose rules the answers follow: those of 0.29 and later are the same.
 VERSION = (0, 32, 0)
 GIB = 2**30
+#: More than any of them needs: only what a cache of a given size holds is compared.
+GPU_GIB = 10_000
 # One model of each way to lay a KV cache out.
 FEW = (
     "meta-llama/Llama-3.1-8B-Instruct",
@@ -114,12 +116,12 @@ def ours(case: Mapping[str, Any]) -> dict[str, Any]:
         return _memory.setting_of(args, shape, case["tensor_parallel"])
 
     asked = setting(case["max_model_len"])
-    found = _memory.fit(shape, asked, 80, VERSION)
+    found = _memory.fit(shape, asked, GPU_GIB, VERSION)
     return {
         "kv_tokens": found.kv_tokens,
         "max_concurrency": found.concurrency,
         "fits": found.fits,
-        "longest": _memory.fit(shape, setting(0), 80, VERSION).max_model_len,
+        "longest": _memory.fit(shape, setting(0), GPU_GIB, VERSION).max_model_len,
         "weights_bytes": found.weights_gib * GIB,
         "block_size": _memory.kv_layout(shape, asked).block_tokens,
     }

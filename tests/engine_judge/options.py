@@ -16,10 +16,12 @@ from importlib.metadata import version
 # Beside this file, and itself only to be had with a vLLM's Python.
 judge = import_module("judge")
 
+SWITCH = (argparse._StoreTrueAction, argparse._StoreFalseAction)
 HEAD = """\
 ---
 # Options of `vllm serve`, and the words that they take, read from the parser of this version. Written by tests/engine_judge/options.py;
-# a test compares. `flags` also have a form no-NAME; `words` of quantization are the methods that are not deprecated.
+# a test compares. `flags` also have a form no-NAME, `switches` only stand there or not; `deprecated` are methods of quantization that
+# need allow-deprecated-quantization.
 """
 
 
@@ -30,14 +32,15 @@ def catalogue() -> str:
     names = [name for name in full if not name.startswith("no-") and name != "help"]
     flags = [name for name in names if isinstance(full[name], argparse.BooleanOptionalAction)]
     words = {name: sorted(map(str, full[name].choices)) for name in names if _are_words(full[name])}
-    words["quantization"] = sorted(
-        set(judge.methods.QUANTIZATION_METHODS) - set(judge.methods.DEPRECATED_QUANTIZATION_METHODS)
-    )
+    switches = [name for name in names if isinstance(full[name], SWITCH)]
+    words["quantization"] = sorted(judge.methods.QUANTIZATION_METHODS)
+    deprecated = sorted(set(judge.methods.DEPRECATED_QUANTIZATION_METHODS) & set(words["quantization"]))
     lines = "".join(f"    {name}: {_flow(words[name], 6)}\n" for name in sorted(words))
     numbers = re.match(r"[\d.]+", version("vllm"))
     return (
         f"{HEAD}__vllm_plan_options:\n  version: {numbers[0] if numbers else ''}\n"
-        f"  names: {_flow(sorted(names), 4)}\n  flags: {_flow(sorted(flags), 4)}\n  words:\n{lines}"
+        f"  names: {_flow(sorted(names), 4)}\n  flags: {_flow(sorted(flags), 4)}\n"
+        f"  switches: {_flow(sorted(switches), 4)}\n  deprecated: {_flow(deprecated, 4)}\n  words:\n{lines}"
     )
 
 

@@ -76,7 +76,7 @@ def plans() -> Iterator[tuple[str, list[dict[str, Any]], Host]]:
         "known_models": found["__vllm_plan_known_models"],
         "options": found["__vllm_plan_options"],
         "since": found["__vllm_plan_option_since"],
-        "rules": found["__vllm_plan_rules"],
+        "rules": {**found["__vllm_plan_rules"], "deprecated_quantization": found["__vllm_plan_options"]["deprecated"]},
         "allow_misfit": True,
     }
     for name, profile in catalogues["profiles"].items():

@@ -146,16 +146,19 @@ def test_an_inventory_without_hosts_is_no_plan_that_works(tmp_path: Path, option
     [
         # The inventory's names are others, and these would silently be none.
         ({"vllm_plan_gpu_profile": "generic_fp16", "vllm_plan_engine_args": {"max-model-len": 8192}},
-         "The inventory sets vllm_plan_engine_args, vllm_plan_gpu_profile: the playbooks set these themselves, from vllm_default_engine_args, vllm_gpu_profile. Rename them."),
+         "The inventory sets vllm_plan_engine_args, vllm_plan_gpu_profile: the playbooks set these themselves, from vllm_default_engine_args, vllm_gpu_profile. Rename or remove them."),
         ({"vllm_gpu_profile": "{{ site_profle }}"}, "'site_profle' is undefined"),
         ({"vllm_default_engine_args": "{{ site_args }}"}, "'site_args' is undefined"),
         ({"vllm_version": "{{ site_verson }}"}, "'site_verson' is undefined"),
         ({"vllm_hf_token": "{{ vault_tokn }}", "vllm_models": [{"name": "x", "model": "no/body"}]}, "'vault_tokn' is undefined"),
     ],
 )  # fmt: skip
-def test_a_slip_in_a_name_is_no_default(tmp_path: Path, variables: dict[str, Any], message: str) -> None:
+@pytest.mark.parametrize("options", [(), ("--limit", "gpu01")], ids=str)
+def test_a_slip_in_a_name_is_no_default(
+    tmp_path: Path, variables: dict[str, Any], message: str, options: tuple[str, ...]
+) -> None:
     where = {"vllm_plan_gpus": ["h200-sxm-141gb"], "vllm_models": [GUIDE], **variables}
-    done = play(inventory(tmp_path, gpu01=where))
+    done = play(inventory(tmp_path, gpu01=where), *options)
     assert done.returncode == 2
     assert message in " ".join((done.stdout + done.stderr).split())
 

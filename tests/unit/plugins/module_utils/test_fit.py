@@ -36,7 +36,10 @@ def host(*gpus: Any, **changes: Any) -> Host:
             "known_gpus": DATA["__vllm_plan_known_gpus"],
             "options": DATA["__vllm_plan_options"],
             "since": DATA["__vllm_plan_option_since"],
-            "rules": DATA["__vllm_plan_rules"],
+            "rules": {
+                **DATA["__vllm_plan_rules"],
+                "deprecated_quantization": DATA["__vllm_plan_options"]["deprecated"],
+            },
             "min_driver": "580",
             **changes,
         }
@@ -469,9 +472,9 @@ NO_COUNT: tuple[Any, ...] = (
 BAD_VALUES: tuple[tuple[tuple[str, ...], tuple[Any, ...], str], ...] = (
     (("max-model-len",), NO_COUNT, "needs a whole number from 1, or auto. Correct it."),
     (COUNTS, (*NO_COUNT, "auto", -1), "needs a whole number from 1. Correct it."),
-    (("gpu-memory-utilization",), (0, -1, 1.01, NAN, float("inf"), True, "0.9", [], HUGE),
+    (("gpu-memory-utilization",), (0, -1, 1.01, NAN, float("inf"), True, "much", "nan", [], HUGE),
      "needs a number above 0, up to 1. Correct it, for example 0.9."),
-    (("cpu-offload-gb",), (-1, NAN, 10**6, HUGE, True, "4", []), "needs a number from 0. Correct it."),
+    (("cpu-offload-gb",), (-1, NAN, 10**6, HUGE, True, "many", "inf", []), "needs a number from 0. Correct it."),
     (("dtype", "quantization", "kv-cache-dtype"), (True, 8, ["fp8"], {}), "needs text. Correct or remove it."),
     (("dtype",), ("fp16",), "vLLM has no such dtype; half precision is dtype: float16. Correct it."),
     (("dtype",), ("bf16",), "vLLM has no such dtype; it is called bfloat16. Correct it."),
@@ -483,7 +486,7 @@ BAD_VALUES: tuple[tuple[tuple[str, ...], tuple[Any, ...], str], ...] = (
     ("kind", "model", "changes", "message"),
     [
         ("h100-sxm-80gb", LLAMA_FP8, {"engine_args": {"quantization": "fp8"}},
-         "engine_args.quantization of 'llama' is 'fp8': its checkpoint is quantised already (compressed-tensors), and vLLM takes compressed-tensors for that, or nothing. Remove the option."),
+         "engine_args.quantization of 'llama' is 'fp8': its checkpoint is quantised already (compressed-tensors), and vLLM takes compressed-tensors or humming for that, or nothing. Remove the option."),
         ("h100-sxm-80gb", "Qwen/Qwen3-8B", {"engine_args": {"dtype": "fp8"}},
          "engine_args.dtype of 'llama' is 'fp8': vLLM has no such dtype; FP8 is quantization: fp8_per_tensor, or a checkpoint that is FP8 already. Correct it."),
         ("h100-sxm-80gb", "Qwen/Qwen3-8B", {"engine_args": {"gpu-memory-utilization": 1.2}},
@@ -806,7 +809,63 @@ def test_an_option_that_vllm_takes_is_taken(args: dict[str, Any]) -> None:
 def test_an_option_of_a_version_that_the_plan_has_no_list_of_is_a_warning() -> None:
     found = plan("Qwen/Qwen3-8B", host("h100-sxm-80gb", vllm_version="0.33.0"), engine_args={"brand-new": 1})
     assert found.problems == []
-    assert found.warnings == ["engine_args.brand-new of 'llama' is no option of vLLM 0.32.0. Correct or remove it."]
+    assert found.warnings == [
+        "engine_args.brand-new of 'llama' is no option of vLLM 0.32.0. Correct or remove it. "
+        "(The plan knows the options of vLLM 0.32.0, and 0.33.0 may have others.)"
+    ]
+
+
+def test_an_option_that_stands_there_or_not_is_left_out_where_it_is_false() -> None:
+    asked = {"disable-log-stats": False, "enable-prefix-caching": False}
+    args = only(plan("Qwen/Qwen3-8B", host("h100-sxm-80gb"), engine_args=asked))["engine_args"]
+    assert "disable-log-stats" not in args
+    assert args["enable-prefix-caching"] is False
+    args = only(plan("Qwen/Qwen3-8B", host("h100-sxm-80gb"), engine_args={"disable_log_stats": True}))["engine_args"]
+    assert args["disable-log-stats"] is True
+
+
+@pytest.mark.parametrize("value", [True, False])
+def test_an_option_with_a_value_is_no_switch(value: bool) -> None:
+    (problem,) = plan("Qwen/Qwen3-8B", host("h100-sxm-80gb"), engine_args={"tool-call-parser": value}).problems
+    assert (
+        problem
+        == f"engine_args.tool-call-parser of 'llama' is {value}: the option takes a value. Correct or remove it."
+    )
+
+
+def test_a_number_may_be_written_as_text() -> None:
+    """As every value is that comes by ``-e name=value``."""
+    models = [
+        {"name": name, "model": "Qwen/Qwen3-8B", "served_as": [name], "gpus": [0], "engine_args": {"gpu-memory-utilization": share}}
+        for name, share in (("a", "0.5"), ("b", 0.49))
+    ]  # fmt: skip
+    found = make_plan(models, host("h100-sxm-80gb"))
+    assert [one["engine_args"]["gpu-memory-utilization"] for one in found.instances] == [0.5, 0.49]
+    assert "sums up to 0.99" in found.warnings[0]
+
+
+def test_where_an_argument_stands_is_named() -> None:
+    (problem,) = plan("Qwen/Qwen3-8B", host("h100-sxm-80gb", engine_args={"zzz": 1})).problems
+    assert problem.startswith("engine_args.zzz of 'llama' (from vllm_default_engine_args) is no option of vLLM 0.32.0.")
+    own = {**DATA["__vllm_plan_profiles"], "own": {"engine_args": {"max-num-seqs": "lots"}}}
+    (problem,) = plan("Qwen/Qwen3-8B", host("h100-sxm-80gb", profiles=own, gpu_profile="own")).problems
+    assert problem.startswith("engine_args.max-num-seqs of 'llama' (from profile own) is 'lots': needs")
+
+
+def test_a_long_context_that_vllm_is_told_to_allow_is_allowed() -> None:
+    args = {"max-model-len": 65536}
+    assert plan("Qwen/Qwen3-8B", host("h100-sxm-80gb"), engine_args=args).problems
+    env = {"VLLM_ALLOW_LONG_MAX_MODEL_LEN": "1"}
+    assert plan("Qwen/Qwen3-8B", host("h100-sxm-80gb"), engine_args=args, env=env).problems == []
+
+
+def test_a_quantisation_that_is_going_away_wants_consent() -> None:
+    where = host("h100-sxm-80gb", **small(quantization_config={"quant_method": "fbgemm_fp8"}))
+    (problem,) = plan("a/small", where).problems
+    assert problem.startswith(
+        "'llama' is quantised by fbgemm_fp8, which vLLM runs only with engine_args {allow-deprecated-quantization: true}."
+    )
+    assert plan("a/small", where, engine_args={"allow-deprecated-quantization": True}).problems == []
 
 
 # --- what is counted, and what is not --------------------------------------------------------------------------
@@ -1004,6 +1063,17 @@ def test_sharing_leaves_room_for_the_contexts() -> None:
     over = sharing(0.6, 0.5)
     assert [one["fit"]["verdict"] for one in over.instances] == ["refused", "refused"]
     assert over.instances[0]["fit"]["reasons"] == over.problems
+    assert [one["fit"]["suggestions"] for one in over.instances] == [[], []]
+
+
+def test_a_gpu_that_another_instance_is_on_is_none_to_spread_over() -> None:
+    models = [
+        {"name": "a", "model": "Qwen/Qwen3-8B", "served_as": ["a"], "gpus": [0], "engine_args": {"gpu-memory-utilization": 0.3}},
+        {"name": "b", "model": "Qwen/Qwen3-32B", "served_as": ["b"], "gpus": [0], "engine_args": {"gpu-memory-utilization": 0.4}},
+    ]  # fmt: skip
+    found = ways(make_plan(models, host({"kind": "h100-sxm-80gb", "count": 2})), "b-0")
+    wider = next(way for way in found if "tensor_parallel" in way["change"])
+    assert wider["text"].startswith("tensor_parallel: 2 (the host has 1 for it), without gpus")
 
 
 def test_free_room_of_a_shared_gpu_is_offered() -> None:

@@ -97,10 +97,10 @@ def test_the_security_floor(version: str, refused: bool) -> None:
 # What `quantization` may say of a checkpoint, and one that it may not, read in vLLM 0.32.0.
 def quantizations() -> Iterator[tuple[str, str, bool]]:
     allowed = {
-        "nvidia/Llama-3.3-70B-Instruct-FP8": ("modelopt", "fp8", "fp8_per_tensor"),
-        "Qwen/Qwen3-32B-FP8": ("fp8",),
-        "Qwen/Qwen3-32B-AWQ": ("awq", "awq_marlin"),
-        "RedHatAI/Mistral-7B-Instruct-v0.3-GPTQ-4bit": ("gptq", "gptq_marlin"),
+        "nvidia/Llama-3.3-70B-Instruct-FP8": ("modelopt", "fp8", "fp8_per_tensor", "modelopt_fp4"),
+        "Qwen/Qwen3-32B-FP8": ("fp8", "humming"),
+        "Qwen/Qwen3-32B-AWQ": ("awq", "awq_marlin", "auto_awq", "moe_wna16"),
+        "RedHatAI/Mistral-7B-Instruct-v0.3-GPTQ-4bit": ("gptq", "gptq_marlin", "auto_gptq", "moe_wna16"),
         "RedHatAI/Meta-Llama-3.1-8B-Instruct-FP8": ("compressed-tensors",),
     }
     for model, takes in allowed.items():
