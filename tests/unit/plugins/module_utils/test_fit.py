@@ -1063,7 +1063,16 @@ def test_sharing_leaves_room_for_the_contexts() -> None:
     over = sharing(0.6, 0.5)
     assert [one["fit"]["verdict"] for one in over.instances] == ["refused", "refused"]
     assert over.instances[0]["fit"]["reasons"] == over.problems
-    assert [one["fit"]["suggestions"] for one in over.instances] == [[], []]
+
+
+def test_ways_out_of_a_misfit_are_none_out_of_a_sum() -> None:
+    models = [
+        {"name": "a", "model": "Qwen/Qwen3-8B", "served_as": ["a"], "gpus": [0]},
+        {"name": "b", "model": "Qwen/Qwen3-32B", "served_as": ["b"], "gpus": [0], "engine_args": {"gpu-memory-utilization": 0.4}},
+    ]  # fmt: skip
+    found = make_plan(models, host("h100-sxm-80gb"))
+    assert found.misfits
+    assert [(one["fit"]["verdict"], one["fit"]["suggestions"]) for one in found.instances] == [("refused", [])] * 2
 
 
 def test_a_gpu_that_another_instance_is_on_is_none_to_spread_over() -> None:

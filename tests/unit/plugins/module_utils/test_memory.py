@@ -153,6 +153,17 @@ def test_activation_and_graphs_are_those_that_the_worker_took_off(run: dict[str,
     assert found.graphs_gib == pytest.approx(run["cuda_graph_estimate_gib"], abs=0.25)
 
 
+@pytest.mark.parametrize(
+    "run",
+    [run for run in MEASURED_H100["runs"] if run["tensor_parallel"] == 2 and run["model"].startswith("llama_70b")],
+)
+def test_two_gpus_take_what_was_read_off_them(run: dict[str, Any]) -> None:
+    found = predicted(run, NEW)
+    taken = run["total_consumed_gib"] - run["weights_gib"] - run["non_torch_gib"] + run["transient_peak_headroom_gib"]
+    assert found.activation_gib == pytest.approx(taken, abs=0.1)
+    assert found.graphs_gib == pytest.approx(run["cuda_graph_estimate_gib"], abs=0.05)
+
+
 @pytest.mark.parametrize(("run", "version"), SERVED)
 def test_only_the_newer_rule_takes_the_graphs_of_a_dense_model_off(
     run: dict[str, Any], version: tuple[int, ...]
