@@ -15,7 +15,7 @@ sys.path.insert(0, str(REPO / ".collections"))
 from ansible_collections.gpuops.vllm.plugins.module_utils import _gpus  # noqa: E402
 from ansible_collections.gpuops.vllm.plugins.module_utils._plan import Host, make_plan  # noqa: E402
 
-__all__ = ["CATALOGUE", "host", "make_plan"]
+__all__ = ["CATALOGUE", "Host", "host", "make_plan"]
 
 CATALOGUE: dict[str, Any] = {}
 for _file in sorted((REPO / "roles/vllm_plan/vars/main").glob("*.yml")):
@@ -38,10 +38,7 @@ def host(name: str, gpus: Sequence[Any], **changes: Any) -> Host:
             "known_gpus": known,
             "options": CATALOGUE["__vllm_plan_options"],
             "since": CATALOGUE["__vllm_plan_option_since"],
-            "rules": {
-                **CATALOGUE["__vllm_plan_rules"],
-                "deprecated_quantization": CATALOGUE["__vllm_plan_options"]["deprecated"],
-            },
+            "rules": CATALOGUE["__vllm_plan_rules"],
             **changes,
         }
     )

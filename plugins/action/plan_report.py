@@ -69,8 +69,9 @@ def _holds(file: Path, content: bytes) -> bool:
 
 def _check_place(file: Path) -> None:
     """Raise OSError or ValueError where the file cannot be put there, which check mode tells as well."""
-    # With the slash, what is there and no folder is an error, too.
-    os.stat(f"{file.parent}/")  # noqa: PTH116
+    file.parent.stat()
+    if not file.parent.is_dir():
+        raise NotADirectoryError(errno.ENOTDIR, os.strerror(errno.ENOTDIR))
     if file.is_symlink() or (file.exists() and not file.is_file()):
         raise ValueError("it is no regular file")
     if not os.access(file.parent, os.W_OK):

@@ -13,8 +13,8 @@ from ._memory import Fit
 from ._model import Shape
 from ._profiles import capability, runs
 
-#: Above this the CUDA context and NCCL may have no room beside what vLLM takes.
-HIGHEST_UTILIZATION = 0.95
+#: The most that is offered. More is taken where the user says so, and warned of from _profiles.HIGHEST_UTILIZATION on.
+OFFERED_UTILIZATION = 0.95
 #: GPUs of one host that tensor parallelism is tried over.
 TENSOR_PARALLEL = (2, 4, 8)
 #: What a suggestion must have to spare of KV cache: the maths may be off by a tenth (tests/unit/plugins/module_utils/test_memory.py).

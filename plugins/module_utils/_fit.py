@@ -20,7 +20,6 @@ if TYPE_CHECKING:
     from ._plan import Host
 
 UNVERIFIED = "recalled"
-CONTEXT_GIB = _memory.CONTEXT_GIB
 QUANTIZATION_KEYS = ("quantization_config", "compression_config")
 #: Options that load something beside the model, which is not counted.
 UNCOUNTED = ("speculative-config", "spec-model", "enable-lora")
@@ -191,7 +190,15 @@ class Judge:
         """Adapt arguments to the model, and refuse what vLLM would."""
         profile = self.host.profiles[case.profile]
         _profiles.fit_model(
-            arguments, shape, case.smallest, self.host.rules, case.name, findings, pinned=case.pinned, env=case.env
+            arguments,
+            shape,
+            case.smallest,
+            self.host.rules,
+            self.host.options,
+            case.name,
+            findings,
+            pinned=case.pinned,
+            env=case.env,
         )
         only = profile.get("requires_quantization")
         if only and shape.quantization not in only:
@@ -257,7 +264,7 @@ class Judge:
             pinned_profile=self.host.profiles[case.profile] if case.pinned else None,
             drops=tuple(key for key in ("gpus", "revision") if case.model.get(key)),
             utilization=setting.utilization,
-            highest_utilization=max(setting.utilization, round(_advice.HIGHEST_UTILIZATION - case.room.taken, 2)),
+            highest_utilization=max(setting.utilization, round(_advice.OFFERED_UTILIZATION - case.room.taken, 2)),
             max_model_len=setting.max_model_len,
             kv_is_fp8=setting.kv_fp8,
         )

@@ -13,6 +13,7 @@ from dataclasses import dataclass, field, replace
 from typing import Any
 
 from . import _fit, _profiles
+from ._memory import CONTEXT_GIB
 from ._profiles import Findings
 from ._wanted import (
     PORTS,
@@ -356,7 +357,7 @@ def _check_shared_gpus(
         users = shares[gpu["index"]]
         total = sum(users.values())
         # Each process after the first brings a CUDA context of its own.
-        most = _profiles.HIGHEST_UTILIZATION - (len(users) - 1) * _fit.CONTEXT_GIB / float(gpu["memory_gib"])
+        most = _profiles.HIGHEST_UTILIZATION - (len(users) - 1) * CONTEXT_GIB / float(gpu["memory_gib"])
         each = ", ".join(f"{name}: {taken}" for name, taken in users.items())
         said = f"vllm_models: GPU {gpu['index']} is shared, and the gpu-memory-utilization of its instances sums up to {total:.2f} ({each})"
         if total >= 1:
@@ -368,7 +369,7 @@ def _check_shared_gpus(
         elif total > most:
             report(
                 plan.warnings,
-                f"{said}: the CUDA contexts (0.6 to 1 GiB each) come on top. Keep the sum at {most:.2f} or below, or the last may not start.",
+                f"{said}: the CUDA contexts (0.5 to 1 GiB each) come on top. Keep the sum at {most:.2f} or below, or the last may not start.",
             )
 
 

@@ -189,6 +189,7 @@ def fit_model(
     shape: Shape,
     gpu: Mapping[str, Any] | None,
     rules: Mapping[str, Any],
+    options: Mapping[str, Any],
     name: str,
     findings: Findings,
     *,
@@ -199,7 +200,7 @@ def fit_model(
     before = len(findings.problems)
     if gpu is not None:
         _check_capability(arguments, shape, gpu, rules, name, findings)
-    _check_quantization(arguments, shape, rules, name, findings)
+    _check_quantization(arguments, shape, rules, options, name, findings)
     if len(findings.problems) == before:
         _fit_dtype(arguments, shape, gpu, rules, name, findings, pinned=pinned)
         # The user stretches the model himself, and vLLM checks that.
@@ -271,7 +272,7 @@ def check_values(arguments: Arguments, name: str, findings: Findings) -> None:
             arguments.values[key] = number(value)
         if key == "gpu-memory-utilization" and not need and arguments.values[key] > HIGHEST_UTILIZATION:
             findings.warnings.append(
-                f"{where}: the CUDA context (0.6 to 1 GiB) comes on top of it. Keep it at {HIGHEST_UTILIZATION} or below."
+                f"{where}: the CUDA context (0.5 to 1 GiB) comes on top of it. Keep it at {HIGHEST_UTILIZATION} or below."
             )
     batch, requests = (count(arguments.values.get(key)) for key in ("max-num-batched-tokens", "max-num-seqs"))
     if batch and requests and batch < requests:
@@ -288,7 +289,8 @@ def _need(key: str, value: object) -> str:
         return f"vLLM has no such dtype; {meant}. Correct it."
     if key == "gpu-memory-utilization" and not is_utilization(value):
         return "needs a number above 0, up to 1. Correct it, for example 0.9."
-    if key == "cpu-offload-gb" and not 0 <= (-1 if (size := number(value)) is None else size) < 1_000_000:
+    size = number(value)
+    if key == "cpu-offload-gb" and (size is None or not 0 <= size < 1_000_000):
         return "needs a number from 0. Correct it."
     if key == "max-model-len" and value in ("auto", -1):
         return ""
@@ -350,11 +352,16 @@ def _fit_context(arguments: Arguments, shape: Shape, name: str, findings: Findin
 
 
 def _check_quantization(
-    arguments: Arguments, shape: Shape, rules: Mapping[str, Any], name: str, findings: Findings
+    arguments: Arguments,
+    shape: Shape,
+    rules: Mapping[str, Any],
+    options: Mapping[str, Any],
+    name: str,
+    findings: Findings,
 ) -> None:
     wanted = arguments.values.get("quantization")
     method = shape.quantization
-    old = next((one for one in (wanted, method) if one in rules.get("deprecated_quantization", ())), None)
+    old = next((one for one in (wanted, method) if one in options.get("deprecated", ())), None)
     if old and arguments.values.get("allow-deprecated-quantization") is not True:
         findings.problems.append(
             f"'{name}' is quantised by {old}, which vLLM runs only with engine_args {{allow-deprecated-quantization: true}}. Set that, or take "

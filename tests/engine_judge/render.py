@@ -8,7 +8,7 @@ What it writes, judge.py judges.
 from __future__ import annotations
 
 import sys
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from itertools import product
 from pathlib import Path
 from typing import Any
@@ -16,11 +16,10 @@ from typing import Any
 import yaml
 
 REPO = Path(__file__).resolve().parents[2]
-sys.path.insert(0, str(REPO / ".collections"))
+sys.path[:0] = [str(REPO / "scripts"), str(REPO / ".collections")]
 
 from ansible_collections.gpuops.vllm.plugins.module_utils._engine_file import engine_yaml  # noqa: E402
-from ansible_collections.gpuops.vllm.plugins.module_utils._gpus import declared  # noqa: E402
-from ansible_collections.gpuops.vllm.plugins.module_utils._plan import Host, make_plan  # noqa: E402
+from planner import CATALOGUE, Host, host, make_plan  # noqa: E402
 
 # Small enough for every GPU: what fits is judged elsewhere.
 CONFIG = {
@@ -37,16 +36,6 @@ QUANTIZED = {
 }  # fmt: skip
 
 
-def role_vars() -> dict[str, Any]:
-    """Return the variables of the role vllm_plan that nobody sets."""
-    folder = REPO / "roles" / "vllm_plan" / "vars"
-    found: dict[str, Any] = {}
-    for path in [folder / "main.yml", *sorted(folder.glob("main/*.yml"))]:
-        if path.is_file():
-            found |= yaml.safe_load(path.read_text(encoding="utf-8")) or {}
-    return found
-
-
 def inventory(folder: Path) -> Iterator[tuple[str, dict[str, Any]]]:
     """Yield each host of an inventory with its variables, untemplated."""
     names = yaml.safe_load((folder / "hosts.yml").read_text(encoding="utf-8"))["vllm_servers"]["hosts"]
@@ -58,28 +47,9 @@ def inventory(folder: Path) -> Iterator[tuple[str, dict[str, Any]]]:
         yield str(name), variables
 
 
-def gpus(entries: list[Any], known: Mapping[str, Any]) -> list[dict[str, Any]]:
-    """Return the GPUs that `vllm_plan_gpus` declares."""
-    found, problems = declared(entries, known)
-    if problems:
-        raise SystemExit(problems[0])
-    return [dict(gpu) for gpu in found]
-
-
 def plans() -> Iterator[tuple[str, list[dict[str, Any]], Host]]:
     """Yield a label, the models and the host of all that is to be rendered."""
-    found = role_vars()
-    catalogues: dict[str, Any] = {
-        "profiles": found["__vllm_plan_profiles"],
-        "base_engine_args": found["__vllm_plan_base_engine_args"],
-        "known_gpus": found["__vllm_plan_known_gpus"],
-        "known_models": found["__vllm_plan_known_models"],
-        "options": found["__vllm_plan_options"],
-        "since": found["__vllm_plan_option_since"],
-        "rules": {**found["__vllm_plan_rules"], "deprecated_quantization": found["__vllm_plan_options"]["deprecated"]},
-        "allow_misfit": True,
-    }
-    for name, profile in catalogues["profiles"].items():
+    for name, profile in CATALOGUE["__vllm_plan_profiles"].items():
         slug = name.replace("_", "-")
         only = profile.get("requires_quantization", [])
         two = [{"name": "a GPU", **profile["requires"]}] * 2 if profile["device"] == "cuda" else []
@@ -87,24 +57,24 @@ def plans() -> Iterator[tuple[str, list[dict[str, Any]], Host]]:
             model = {"name": slug, "model": f"/srv/models/{slug}", "tensor_parallel": width}
             config = {**CONFIG, "quantization_config": QUANTIZED[method]} if method else CONFIG
             numbers = {model["model"]: {"config": config, "weights_bytes": None, "source": "made up"}}
-            host = Host(name=slug, gpus=gpus(two, {}), gpu_profile=name, numbers=numbers, **catalogues)
-            yield f"{slug}-tp{width}-{method or 'unquantized'}", [model], host
+            found = host(slug, two, gpu_profile=name, numbers=numbers, allow_misfit=True)
+            yield f"{slug}-tp{width}-{method or 'unquantized'}", [model], found
     for folder in (REPO / "inventory" / "example", REPO / "inventory" / "demo"):
         for name, variables in inventory(folder):
-            host = Host(
-                name=name,
-                gpus=gpus(variables.get("vllm_plan_gpus", []), catalogues["known_gpus"]),
+            found = host(
+                name,
+                variables.get("vllm_plan_gpus", []),
                 gpu_profile=variables.get("vllm_gpu_profile", "auto"),
                 engine_args=variables.get("vllm_default_engine_args", {}),
-                **catalogues,
+                allow_misfit=True,
             )
-            yield f"{folder.name}-{name}", variables["vllm_models"], host
+            yield f"{folder.name}-{name}", variables["vllm_models"], found
 
 
 def instances() -> Iterator[tuple[str, dict[str, Any]]]:
     """Yield a label and an instance of the plan, for each engine file that is to be judged."""
-    for label, models, host in plans():
-        plan = make_plan(models, host)
+    for label, models, where in plans():
+        plan = make_plan(models, where)
         if plan.problems:
             raise SystemExit(f"{label}: {plan.problems[0]}")
         for instance in plan.instances:

@@ -36,10 +36,7 @@ def host(*gpus: Any, **changes: Any) -> Host:
             "known_gpus": DATA["__vllm_plan_known_gpus"],
             "options": DATA["__vllm_plan_options"],
             "since": DATA["__vllm_plan_option_since"],
-            "rules": {
-                **DATA["__vllm_plan_rules"],
-                "deprecated_quantization": DATA["__vllm_plan_options"]["deprecated"],
-            },
+            "rules": DATA["__vllm_plan_rules"],
             "min_driver": "580",
             **changes,
         }
@@ -48,6 +45,15 @@ def host(*gpus: Any, **changes: Any) -> Host:
 
 def plan(model: str, where: Host, **changes: Any) -> Plan:
     return make_plan([{"name": "llama", "model": model, **changes}], where)
+
+
+def sharing(*entries: tuple[str, Any], gpus: int = 1) -> Plan:
+    """Return the plan of models a, b, ... on GPU 0 of an H100 host, each with its utilization."""
+    models = [
+        {"name": name, "model": model, "served_as": [name], "gpus": [0], "engine_args": {"gpu-memory-utilization": share}}
+        for name, (model, share) in zip("abc", entries, strict=False)
+    ]  # fmt: skip
+    return make_plan(models, host({"kind": "h100-sxm-80gb", "count": gpus}))
 
 
 def only(found: Plan) -> dict[str, Any]:
@@ -239,7 +245,7 @@ def test_the_whole_context_of_a_model_may_be_asked_for() -> None:
 def test_a_utilization_that_leaves_no_room_for_the_context_is_told(utilization: float, warned: bool) -> None:
     found = plan("Qwen/Qwen3-8B", host("h100-sxm-80gb"), engine_args={"gpu-memory-utilization": utilization})
     message = (
-        f"engine_args.gpu-memory-utilization of 'llama' is {utilization}: the CUDA context (0.6 to 1 GiB) comes on top of it. "
+        f"engine_args.gpu-memory-utilization of 'llama' is {utilization}: the CUDA context (0.5 to 1 GiB) comes on top of it. "
         "Keep it at 0.96 or below."
     )
     assert (found.warnings, found.problems) == ([message] if warned else [], [])
@@ -644,17 +650,7 @@ def test_a_version_that_is_none_is_refused(version: Any) -> None:
 
 def test_two_models_share_a_gpu_that_both_name_if_there_is_room() -> None:
     def pair(first: float | None, second: float | None) -> Plan:
-        models = [
-            {
-                "name": name,
-                "model": "Qwen/Qwen3-8B",
-                "served_as": [name],
-                "gpus": [0],
-                "engine_args": {"gpu-memory-utilization": taken},
-            }
-            for name, taken in (("a", first), ("b", second))
-        ]
-        return make_plan(models, host("h100-sxm-80gb"))
+        return sharing(("Qwen/Qwen3-8B", first), ("Qwen/Qwen3-8B", second))
 
     assert [one["gpus"] for one in pair(0.45, 0.5).instances] == [[0], [0]]
     assert pair(0.45, 0.5).problems == []
@@ -721,29 +717,6 @@ def test_a_quantisation_that_the_plan_cannot_count_is_not_checked() -> None:
         "not checked",
         ["unknown: not checked, since the plan does not know what quantization mxfp8 takes"],
     )
-
-
-def test_a_shared_gpu_has_no_higher_utilization_to_offer() -> None:
-    models = [
-        {
-            "name": "a",
-            "model": "Qwen/Qwen3-8B",
-            "served_as": ["a"],
-            "gpus": [0],
-            "engine_args": {"gpu-memory-utilization": 0.5},
-        },
-        {
-            "name": "b",
-            "model": "Qwen/Qwen3-32B",
-            "served_as": ["b"],
-            "gpus": [0],
-            "engine_args": {"gpu-memory-utilization": 0.45},
-        },
-    ]
-    found = make_plan(models, host("h100-sxm-80gb"))
-    assert [one["fit"]["verdict"] for one in found.instances] == ["fits", "does not fit"]
-    here = [way["change"] for way in found.instances[1]["fit"]["suggestions"] if "gpu" not in way["change"]]
-    assert not any(one.get("engine_args", {}).get("gpu-memory-utilization", 0) > 0.45 for one in here)
 
 
 @pytest.mark.parametrize(
@@ -835,11 +808,7 @@ def test_an_option_with_a_value_is_no_switch(value: bool) -> None:
 
 def test_a_number_may_be_written_as_text() -> None:
     """As every value is that comes by ``-e name=value``."""
-    models = [
-        {"name": name, "model": "Qwen/Qwen3-8B", "served_as": [name], "gpus": [0], "engine_args": {"gpu-memory-utilization": share}}
-        for name, share in (("a", "0.5"), ("b", 0.49))
-    ]  # fmt: skip
-    found = make_plan(models, host("h100-sxm-80gb"))
+    found = sharing(("Qwen/Qwen3-8B", "0.5"), ("Qwen/Qwen3-8B", 0.49))
     assert [one["engine_args"]["gpu-memory-utilization"] for one in found.instances] == [0.5, 0.49]
     assert "sums up to 0.99" in found.warnings[0]
 
@@ -1041,58 +1010,38 @@ def test_every_way_out_does_what_it_says_when_it_is_taken(name: str, kind: str, 
 # --- shared GPUs ------------------------------------------------------------------------------------------------
 
 
-def sharing(*shares: float) -> Plan:
-    models = [
-        {
-            "name": name,
-            "model": "Qwen/Qwen3-8B",
-            "served_as": [name],
-            "gpus": [0],
-            "engine_args": {"gpu-memory-utilization": share},
-        }
-        for name, share in zip("abc", shares, strict=False)
-    ]
-    return make_plan(models, host("h100-sxm-80gb"))
-
-
 def test_sharing_leaves_room_for_the_contexts() -> None:
-    assert sharing(0.5, 0.44).warnings == []
-    (warning,) = sharing(0.5, 0.49).warnings
+    assert sharing(("Qwen/Qwen3-8B", 0.5), ("Qwen/Qwen3-8B", 0.44)).warnings == []
+    (warning,) = sharing(("Qwen/Qwen3-8B", 0.5), ("Qwen/Qwen3-8B", 0.49)).warnings
     assert "sums up to 0.99 (a-0: 0.5, b-0: 0.49): the CUDA contexts" in warning
     assert "Keep the sum at 0.95 or below" in warning
-    over = sharing(0.6, 0.5)
-    assert [one["fit"]["verdict"] for one in over.instances] == ["refused", "refused"]
-    assert over.instances[0]["fit"]["reasons"] == over.problems
 
 
 def test_ways_out_of_a_misfit_are_none_out_of_a_sum() -> None:
-    models = [
-        {"name": "a", "model": "Qwen/Qwen3-8B", "served_as": ["a"], "gpus": [0]},
-        {"name": "b", "model": "Qwen/Qwen3-32B", "served_as": ["b"], "gpus": [0], "engine_args": {"gpu-memory-utilization": 0.4}},
-    ]  # fmt: skip
-    found = make_plan(models, host("h100-sxm-80gb"))
-    assert found.misfits
-    assert [(one["fit"]["verdict"], one["fit"]["suggestions"]) for one in found.instances] == [("refused", [])] * 2
+    over = sharing(("Qwen/Qwen3-8B", 0.9), ("Qwen/Qwen3-32B", 0.4))
+    assert over.misfits
+    for one in over.instances:
+        assert (one["fit"]["verdict"], one["fit"]["reasons"], one["fit"]["suggestions"]) == (
+            "refused",
+            over.problems,
+            [],
+        )
+
+
+def test_a_shared_gpu_has_no_higher_utilization_to_offer_than_is_left() -> None:
+    full = sharing(("Qwen/Qwen3-8B", 0.5), ("Qwen/Qwen3-32B", 0.45))
+    assert [one["fit"]["verdict"] for one in full.instances] == ["fits", "does not fit"]
+    here = [way["change"] for way in ways(full, "b-0") if "gpu" not in way["change"]]
+    assert not any(one.get("engine_args", {}).get("gpu-memory-utilization", 0) > 0.45 for one in here)
+    (first, *_rest) = ways(sharing(("Qwen/Qwen3-8B", 0.3), ("Qwen/Qwen3-32B", 0.4)), "b-0")
+    assert list(first["change"]["engine_args"]) == ["gpu-memory-utilization"]
+    assert 0.4 < first["change"]["engine_args"]["gpu-memory-utilization"] <= 0.65
 
 
 def test_a_gpu_that_another_instance_is_on_is_none_to_spread_over() -> None:
-    models = [
-        {"name": "a", "model": "Qwen/Qwen3-8B", "served_as": ["a"], "gpus": [0], "engine_args": {"gpu-memory-utilization": 0.3}},
-        {"name": "b", "model": "Qwen/Qwen3-32B", "served_as": ["b"], "gpus": [0], "engine_args": {"gpu-memory-utilization": 0.4}},
-    ]  # fmt: skip
-    found = ways(make_plan(models, host({"kind": "h100-sxm-80gb", "count": 2})), "b-0")
+    found = ways(sharing(("Qwen/Qwen3-8B", 0.3), ("Qwen/Qwen3-32B", 0.4), gpus=2), "b-0")
     wider = next(way for way in found if "tensor_parallel" in way["change"])
     assert wider["text"].startswith("tensor_parallel: 2 (the host has 1 for it), without gpus")
-
-
-def test_free_room_of_a_shared_gpu_is_offered() -> None:
-    models = [
-        {"name": "a", "model": "Qwen/Qwen3-8B", "served_as": ["a"], "gpus": [0], "engine_args": {"gpu-memory-utilization": 0.3}},
-        {"name": "b", "model": "Qwen/Qwen3-32B", "served_as": ["b"], "gpus": [0], "engine_args": {"gpu-memory-utilization": 0.4}},
-    ]  # fmt: skip
-    (first, *_rest) = ways(make_plan(models, host("h100-sxm-80gb")), "b-0")
-    assert list(first["change"]["engine_args"]) == ["gpu-memory-utilization"]
-    assert 0.4 < first["change"]["engine_args"]["gpu-memory-utilization"] <= 0.65
 
 
 # --- GPUs that nothing can be served on ---------------------------------------------------------------------------

@@ -385,8 +385,16 @@ def test_what_a_config_does_not_say_is_named(changes: dict[str, Any], message: s
     assert str(raised.value) == message
 
 
+class Entries(list[int]):
+    """A list that is not to be searched: each search of it would take a step for each entry."""
+
+    def __contains__(self, _entry: object) -> bool:
+        raise AssertionError("searched")
+
+
 def test_many_layers_and_many_entries_are_looked_through_once() -> None:
-    found = shape(**EXPERTS, hidden_size=8, num_hidden_layers=10_000, moe_layers=[-1] * 99_999 + [7])
+    entries = Entries([-1] * 99_999 + [7])
+    found = shape(**EXPERTS, hidden_size=8, num_hidden_layers=10_000, moe_layers=entries)
     assert [(one.count, one.moe) for one in found.layers] == [(9_999, False), (1, True)]
 
 

@@ -20,7 +20,7 @@ CATALOGUES = {
     "known_gpus": DATA["__vllm_plan_known_gpus"],
     "options": DATA["__vllm_plan_options"],
     "since": DATA["__vllm_plan_option_since"],
-    "rules": {**DATA["__vllm_plan_rules"], "deprecated_quantization": DATA["__vllm_plan_options"]["deprecated"]},
+    "rules": DATA["__vllm_plan_rules"],
 }
 
 
