@@ -323,6 +323,11 @@ def test_as_much_as_is_read_may_be_printed_to_both() -> None:
     assert (status, len(out), len(err)) == (0, 500_000, 500_000)
 
 
+def test_one_byte_more_is_too_much() -> None:
+    program = "import sys; sys.stderr.write('e' * 500_000); print('o' * 500_000)"
+    assert _nvidia_smi.run((sys.executable, "-c", program)) == (125, "", "")
+
+
 def test_a_program_that_only_closes_its_streams_is_given_up() -> None:
     assert _nvidia_smi.run(("sh", "-c", "exec >&- 2>&-; sleep 60"), timeout_s=0.3) == (124, "", "")
 
