@@ -42,8 +42,8 @@ def test_the_model_answers_word_for_word(client: openai.OpenAI, entry: dict[str,
     assert ask(client, entry["ask"][0]) == entry["answer"]
 
 
-# Lets the engine work for 3 ms and rest for 80 ms until the file is gone: what it says then comes in drops. On a busy machine the
-# prompt alone takes many turns, so that no number of them would do; 40 s are the bound.
+# Lets the engine work for 2 ms and rest for 80 ms until the file is gone: what it says then comes in drops. On a busy machine the
+# prompt alone takes many turns, so that no number of them would do; 60 s are the bound.
 DRIP = """
 import os, pathlib, signal, time
 pids = [int(p.name) for p in pathlib.Path("/proc").glob("[0-9]*") if (p / "cmdline").read_bytes().startswith(b"VLLM::EngineCore")]
@@ -52,12 +52,12 @@ drips = pathlib.Path("/run/dripping")
 os.kill(pids[0], signal.SIGSTOP)
 drips.touch()
 try:
-    for _turn in range(500):
+    for _turn in range(750):
         if not drips.exists():
             break
         time.sleep(0.08)
         os.kill(pids[0], signal.SIGCONT)
-        time.sleep(0.003)
+        time.sleep(0.002)
         os.kill(pids[0], signal.SIGSTOP)
 finally:
     os.kill(pids[0], signal.SIGCONT)
@@ -75,20 +75,27 @@ def dripping(host: Any) -> Iterator[None]:
     )
 
 
-@pytest.mark.usefixtures("dripping")
-def test_a_stream_comes_when_it_is_said(client: openai.OpenAI) -> None:
+def pauses_of_a_stream(client: openai.OpenAI) -> list[float]:
+    """Return the seconds between the events of one stream that are longer than a buffer's emptying."""
     stream = client.chat.completions.create(
         model="gpuops-demo",
         messages=[{"role": "user", "content": "Hello!"}],
-        # Few enough for a proxy that buffers to hold them all.
-        max_tokens=48,
+        # About 6 kB: fewer than two of the proxy's buffers, so that one that collects gives one pause at most.
+        max_tokens=24,
         stream=True,
         extra_body={"ignore_eos": True},
     )
     arrivals = [time.monotonic() for event in stream if event.choices]
-    gaps = [later - earlier for earlier, later in pairwise(arrivals)]
-    # A buffer gives none.
-    assert sum(gap > 0.04 for gap in gaps) >= 2, f"events came together: {gaps}"
+    return [gap for earlier, later in pairwise(arrivals) if (gap := later - earlier) > 0.04]
+
+
+@pytest.mark.usefixtures("dripping")
+def test_a_stream_comes_when_it_is_said(client: openai.OpenAI) -> None:
+    # A fast machine says it all between two rests now and then, and no stream through a proxy that collects has two pauses.
+    seen: list[int] = []
+    while len(seen) < 20 and max(seen, default=0) < 2:
+        seen.append(len(pauses_of_a_stream(client)))
+    assert max(seen) >= 2, f"pauses in each of {len(seen)} streams: {seen}"
 
 
 @pytest.mark.parametrize("name", ["gpuops-demo", "gpt-4"])
