@@ -35,7 +35,7 @@ options:
     type: dict
     required: true
   launcher:
-    description: Time limits handed to C(vllm-start), in seconds, C(start_timeout_s), C(stall_timeout_s) and C(drain_notice_s).
+    description: Time limits handed to C(vllm-start), in seconds, C(start_timeout_s), C(start_limit_s), C(stall_timeout_s) and C(drain_notice_s).
     type: dict
     required: true
   allow_restart:
@@ -57,6 +57,7 @@ EXAMPLES = r"""
       vllm.target: "{{ lookup('ansible.builtin.file', 'vllm.target', rstrip=false) }}"
     launcher:
       start_timeout_s: 870
+      start_limit_s: 3570
       stall_timeout_s: 120
       drain_notice_s: 0
 """

@@ -44,6 +44,7 @@ FAST = {
     "serve_probe_s": 0.05,
     "report_s": 0.1,
     "resend_term_s": 0.1,
+    "pause_s": 0.5,
     "kill_after_s": 1.0,
     "probe_timeout_s": 0.5,
 }
@@ -70,8 +71,7 @@ class Rig:
 
     def __init__(self, root: Path) -> None:
         self.root = root
-        self.folder = root / "etc" / "demo-0"
-        self.state_file = root / "run" / "demo-0" / "state.json"
+        self.name = "demo-0"
         self.output_file = root / "output"
         self.messages: list[str] = []
         self._process: subprocess.Popen[bytes] | None = None
@@ -88,8 +88,21 @@ class Rig:
         self.engine.symlink_to(FAKE_ENGINE)
         self.write()
 
-    def write(self, engine: dict[str, Any] | None = None, **instance: Any) -> None:
-        """Write engine.yaml and instance.json with these differences from the ordinary."""
+    @property
+    def folder(self) -> Path:
+        return self.root / "etc" / self.name
+
+    @property
+    def state_file(self) -> Path:
+        return self.root / "run" / self.name / "state.json"
+
+    def rename(self, name: str) -> None:
+        """Make it another instance."""
+        self.folder.rename(self.root / "etc" / name)
+        self.name = name
+
+    def write(self, engine: dict[str, Any] | None = None, engine_path: str = "", **instance: Any) -> None:
+        """Write engine.yaml and instance.json with these differences from the ordinary; `engine_path`: instance.json's `engine`."""
         ordinary = {
             "host": "127.0.0.1",
             "model": "/srv/models/demo",
@@ -100,17 +113,20 @@ class Rig:
         lines = [f"{key}: {json.dumps(value)}\n" for key, value in sorted({**ordinary, **(engine or {})}.items())]
         (self.folder / "engine.yaml").write_text("---\n" + "".join(lines))
         data = {
-            "name": "demo-0",
+            "name": self.name,
             "digest": "digest-1",
             "address": "127.0.0.1",
             "port": self.port,
             "served_as": ["demo", "gpt-4"],
             "gpus": [],
             "start_timeout_s": 30,
+            "start_limit_s": 60,
             "stall_timeout_s": 0.4,
             "shutdown_timeout_s": 5,
             "drain_notice_s": 0,
         }
+        if engine_path:
+            instance["engine"] = engine_path
         (self.folder / "instance.json").write_text(json.dumps({**data, **instance}))
 
     def replace_engine(self, program: str) -> None:

@@ -164,13 +164,18 @@ def test_status_texts(launcher: ModuleType) -> None:
 
 
 @pytest.mark.parametrize(
-    ("elapsed_s", "progressing", "usec"),
-    [(10, True, 60_000_000), (10, False, 0), (899, True, 60_000_000), (900, True, 0), (1000, True, 0)],
+    ("elapsed_s", "still_s", "verdict"),
+    [
+        (899, 899, ""),
+        (901, 29, ""),
+        (901, 31, "not ready after 901 s (start_timeout_s), and 31 s without progress"),
+        (3599, 0, ""),
+        (3601, 0, "not ready after 3601 s (start_limit_s)"),
+    ],
 )
-def test_extension_needs_progress_and_ends_at_the_cap(
-    launcher: ModuleType, elapsed_s: float, progressing: bool, usec: int
-) -> None:
-    assert launcher.extend_usec(elapsed_s, progressing, 900) == usec
+def test_when_a_load_is_given_up(launcher: ModuleType, elapsed_s: float, still_s: float, verdict: str) -> None:
+    instance = launcher.Instance("a-0", "d", "127.0.0.1", 8000, ["a"], 900, 3600, 120, 60, 0)
+    assert launcher.load_verdict(elapsed_s, still_s, instance, 30) == verdict
 
 
 class Routes(BaseHTTPRequestHandler):

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import fcntl
 import http.client
 import json
 import os
+import re
 import signal
 import stat
 import subprocess
@@ -192,9 +194,106 @@ def test_a_stuck_load_asks_for_no_more_time_and_is_ended(rig: Rig) -> None:
     late = [message for message in rig.messages if "EXTEND" in message][2:]
     assert late == []
     assert rig.ended() == 1
-    assert rig.state()["message"].startswith(
-        "not ready after 1 s (start_timeout_s); last words: Starting to load model"
+    assert re.fullmatch(
+        r"not ready after 1 s \(start_timeout_s\), and 1 s without progress; last words: Starting to load model .*",
+        rig.state()["message"],
     )
+
+
+def test_a_load_that_moves_may_take_longer_than_the_timeout(rig: Rig) -> None:
+    rig.write(start_timeout_s=0.3)
+    rig.start(FAKE_ENGINE_LOAD_S="2")
+    rig.wait_for("READY=1")
+    assert len([one for one in rig.messages if "EXTEND_TIMEOUT_USEC=" in one]) > 5
+
+
+def test_a_load_that_moves_ends_at_its_limit(rig: Rig) -> None:
+    rig.write(start_timeout_s=0.3, start_limit_s=1)
+    rig.start(FAKE_ENGINE_LOAD_S="60")
+    rig.wait_for(r"STATUS=failed: not ready after 1 s \(start_limit_s\)")
+    assert rig.ended() == 1
+
+
+def test_instances_on_one_gpu_load_one_after_the_other(rig: Rig, tmp_path_factory: pytest.TempPathFactory) -> None:
+    other = type(rig)(tmp_path_factory.mktemp("other"))
+    (other.root / "run").symlink_to(rig.root / "run")
+    (rig.root / "run").mkdir()
+    other.rename("demo-1")
+    rig.write(gpus=[0, 1])
+    other.write(gpus=[1, 2])
+    rig.start(FAKE_ENGINE_LOAD_S="1.5")
+    rig.wait_for("STATUS=loading")
+    other.start("demo-1")
+    try:
+        assert "EXTEND_TIMEOUT_USEC=60000000" in other.wait_for(
+            "STATUS=waiting for 0 s: another instance loads on the same GPU"
+        )
+        assert other.state()["state"] == "waiting"
+        other.wait_for("STATUS=loading")
+        assert rig.state()["state"] == "serving"
+        other.wait_for("READY=1")
+    finally:
+        other.close()
+
+
+def test_instances_on_other_gpus_load_side_by_side(rig: Rig, tmp_path_factory: pytest.TempPathFactory) -> None:
+    other = type(rig)(tmp_path_factory.mktemp("other"))
+    (other.root / "run").symlink_to(rig.root / "run")
+    (rig.root / "run").mkdir()
+    other.rename("demo-1")
+    rig.write(gpus=[0])
+    other.write(gpus=[1])
+    rig.start(FAKE_ENGINE_LOAD_S="60")
+    rig.wait_for("STATUS=loading")
+    other.start("demo-1")
+    try:
+        other.wait_for("READY=1")
+    finally:
+        other.close()
+    assert rig.state()["state"] == "loading"
+
+
+def test_the_turn_passes_on_when_a_load_fails(rig: Rig, tmp_path_factory: pytest.TempPathFactory) -> None:
+    other = type(rig)(tmp_path_factory.mktemp("other"))
+    (other.root / "run").symlink_to(rig.root / "run")
+    (rig.root / "run").mkdir()
+    other.rename("demo-1")
+    rig.write(gpus=[0], start_timeout_s=1)
+    other.write(gpus=[0])
+    rig.start(FAKE_ENGINE_FAULT="stuck_load")
+    rig.wait_for("STATUS=loading")
+    other.start("demo-1")
+    try:
+        other.wait_for("STATUS=waiting")
+        assert rig.ended() == 1
+        other.wait_for("READY=1")
+    finally:
+        other.close()
+
+
+def test_term_while_it_waits_for_its_turn(rig: Rig) -> None:
+    rig.write(gpus=[0])
+    lock = rig.root / "run" / "loading" / "gpu-0.lock"
+    lock.parent.mkdir(parents=True)
+    with lock.open("w") as file:
+        fcntl.flock(file, fcntl.LOCK_EX)
+        rig.start()
+        rig.wait_for("STATUS=waiting")
+        rig.process.terminate()
+        assert rig.ended() == 0
+    assert not rig.state_file.exists()
+    assert "engine started" not in rig.output()
+
+
+def test_the_engine_of_the_instance_is_run_not_that_of_the_link(rig: Rig) -> None:
+    older = rig.root / "venvs" / "0.31.0" / "bin"
+    older.mkdir(parents=True)
+    (older / "vllm").write_text("#!/bin/sh\necho older; exit 5\n")
+    (older / "vllm").chmod(0o755)
+    rig.write(engine_path=str(older.parent))
+    rig.start()
+    assert rig.ended() == 1
+    assert rig.state()["message"] == "engine exited with 5 while loading: older"
 
 
 def test_no_token_is_not_ready(rig: Rig) -> None:
