@@ -74,6 +74,28 @@ def test_without_consent_nothing_restarts(host: Any) -> None:
     assert state(host) == before
 
 
+def test_no_secret_is_shown_or_lies_about(host: Any) -> None:
+    """At the highest verbosity that people use, with both secrets of the inventory changed."""
+    token, key = "hf_Hub9token9that9nobody9may9see", "Client9key9that9nobody9may9see9at9all"
+    said, changed = play("-vvv", "--diff", vllm_hf_token=token, vllm_api_keys=[{"name": "demo", "key": key}])
+    assert changed > 0
+    engine_key = host.check_output("sed -n 's/^VLLM_API_KEY=\"\\(.*\\)\"$/\\1/p' /etc/vllm/secrets")
+    assert len(engine_key) > 32
+    places = {
+        "the play's output": said,
+        "the journal": host.check_output("journalctl --no-pager --output=export | tr -cd '[:print:]\\n'"),
+        "units": host.check_output("systemctl show --no-pager '*'; cat /etc/systemd/system/*.service"),
+        "command lines": host.check_output("cat /proc/[0-9]*/cmdline | tr '\\0' ' '"),
+        "files that anybody reads": host.check_output(
+            "find /etc /run /var/lib/vllm /var/log -xdev -type f -perm -o=r -exec cat {} + 2>/dev/null | tr -cd '[:print:]\\n'"
+        ),
+    }
+    shown = [(where, secret) for where, text in places.items() for secret in (token, key, engine_key) if secret in text]
+    assert shown == []
+    assert token in host.file("/etc/vllm/secrets").content_string
+    play()
+
+
 def test_a_trial_may_sign_its_own_certificate(host: Any) -> None:
     said, _changed = play(vllm_tls_mode="selfsigned")
     assert "Read the self-signed certificate" in said
