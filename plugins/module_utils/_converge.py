@@ -8,14 +8,17 @@ from __future__ import annotations
 import hashlib
 import json
 import re
-from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Collection, Iterable, Mapping, Sequence
+from dataclasses import asdict, dataclass
 from typing import Any, Literal
 
-Verdict = Literal["serving", "loading", "stopping", "outdated", "failed"]
+Verdict = Literal["serving", "loading", "stopping", "outdated", "failed", "held"]
 
 #: Automatic restarts by systemd after which a start counts as failed: one crash may be chance, two are not.
 RESTARTS_TOLERATED = 1
+
+#: An instance's own files with their modes. The last one names the digest, and with it that the others are in place.
+FILES = {"engine.yaml": 0o644, "env": 0o600, "instance.json": 0o644}
 
 
 @dataclass(frozen=True)
@@ -27,10 +30,40 @@ class Observed:
     state: str = ""
     digest: str = ""
     status: str = ""
+    job: bool = False
 
     @property
     def running(self) -> bool:
         return self.active in ("active", "activating", "reloading", "deactivating")
+
+    @property
+    def serves(self) -> bool:
+        return self.active == "active" and self.state == "serving"
+
+    @property
+    def up(self) -> bool:
+        """Whether a restart would take something away from clients."""
+        return self.active in ("active", "reloading")
+
+
+@dataclass(frozen=True)
+class Served:
+    """What served last: its digest, since when, the instance's own files, and its entry in instances.json."""
+
+    digest: str
+    since: str
+    files: dict[str, str]
+    entry: dict[str, Any]
+
+
+@dataclass(frozen=True)
+class Failed:
+    """A digest that did not start: when, why, and, where what served before did not start either, why that."""
+
+    digest: str
+    at: str
+    why: str
+    back: str = ""
 
 
 def digest(parts: Mapping[str, str]) -> str:
@@ -47,37 +80,139 @@ def judge(wanted: str, observed: Observed, started: str | None) -> Verdict:
     """Compare the digest wanted with what is there. ``started`` is the digest that this converge has started, if any."""
     if observed.active == "deactivating":
         return "stopping"
-    if observed.active == "active" and observed.state == "serving" and observed.digest == wanted:
+    if observed.serves and observed.digest == wanted:
         return "serving"
-    if started == wanted and (observed.active == "failed" or observed.restarts > RESTARTS_TOLERATED):
+    # With a job queued, "failed" is how the engine before ended, and the new one is still to start.
+    ended = observed.active == "failed" and not observed.job
+    if started == wanted and (ended or observed.restarts > RESTARTS_TOLERATED):
         return "failed"
     if observed.active == "activating" and wanted in (observed.digest, started):
         return "loading"
     if started == wanted:
         # Queued, or between "loaded" and the first look at its record.
-        return "loading" if observed.active in ("active", "inactive") else "failed"
+        return "loading"
     return "outdated"
 
 
+def takes_from(one: Mapping[str, Any], other: Mapping[str, Any], served: Mapping[str, Any]) -> bool:
+    """Whether ``one`` is to have a port or a GPU that ``other``, which is to do without, has served with (``served``)."""
+    given_up = set(served.get("gpus", ())) - set(other["gpus"])
+    port = served.get("port")
+    return bool(given_up & set(one["gpus"])) or (port is not None and one.get("port") == port != other.get("port"))
+
+
+def held_back(
+    instances: Sequence[Mapping[str, Any]],
+    verdicts: Mapping[str, Verdict],
+    culprits: Iterable[str],
+    up: Collection[str],
+    served: Mapping[str, Mapping[str, Any]],
+) -> dict[str, str]:
+    """Return the outdated instances that stay as they are because of a culprit, each with its culprit.
+
+    A replica that is up keeps what it serves when another replica has failed with the same settings; and nobody gets the
+    port or the GPU that an instance keeps, one that is itself held back included.
+    """
+    by_name = {one["name"]: one for one in instances}
+    first = list(culprits)
+    stuck, found = list(first), dict[str, str]()
+    for culprit in stuck:
+        for name, one in by_name.items():
+            if verdicts[name] != "outdated" or name in found or name in first:
+                continue
+            replica = culprit in first and name in up and one["model_name"] == by_name[culprit]["model_name"]
+            if replica or (culprit in served and takes_from(one, by_name[culprit], served[culprit])):
+                found[name] = culprit
+                stuck.append(name)
+    return found
+
+
 def startable(
-    instances: Sequence[Mapping[str, Any]], verdicts: Mapping[str, Verdict], running: Iterable[str]
+    instances: Sequence[Mapping[str, Any]],
+    verdicts: Mapping[str, Verdict],
+    running: Iterable[str],
+    served: Mapping[str, Mapping[str, Any]] | None = None,
 ) -> list[str]:
     """Return the outdated instances that may be (re)started now.
 
     One at a time on a shared GPU, since two loads at once mis-size each other's KV cache; one at a time among the
-    replicas of a model as long as that keeps one of them serving; everything else side by side.
+    replicas of a model as long as that keeps one of them serving; after an instance that has served (``served``: its
+    entry then) with a port or GPU that it gives up for this one; everything else side by side.
     """
     busy = {name for name, verdict in verdicts.items() if verdict in ("loading", "stopping")}
     up = set(running)
     chosen: list[str] = []
     by_name = {one["name"]: one for one in instances}
-    for name in (name for name, verdict in verdicts.items() if verdict == "outdated"):
-        others = [by_name[other] for other in busy | set(chosen) if other != name]
-        shares_gpu = any(set(by_name[name]["gpus"]) & set(other["gpus"]) for other in others)
-        same_model = any(by_name[name]["model_name"] == other["model_name"] for other in others)
-        if not shares_gpu and not (same_model and name in up):
-            chosen.append(name)
+    moving = {name: entry for name, entry in (served or {}).items() if verdicts.get(name) != "serving"}
+    # Two that change places would wait for each other for ever: without the last rule where it leaves nothing to do.
+    for patient in (True, False):
+        for name in (name for name, verdict in verdicts.items() if verdict == "outdated"):
+            one = by_name[name]
+            others = [by_name[other] for other in busy | set(chosen) if other != name]
+            shares_gpu = any(set(one["gpus"]) & set(other["gpus"]) for other in others)
+            same_model = any(one["model_name"] == other["model_name"] for other in others)
+            early = patient and any(
+                takes_from(one, by_name[other], entry) for other, entry in moving.items() if other != name
+            )
+            if not shares_gpu and not (same_model and name in up) and not early:
+                chosen.append(name)
+        if chosen or busy:
+            break
     return chosen
+
+
+def dump(record: Served | Failed) -> str:
+    """Return a record as the text of its file."""
+    return json.dumps(asdict(record), indent=2, sort_keys=True) + "\n"
+
+
+def parse_served(text: str) -> Served | None:
+    """Return what `dump` wrote; None for anything else."""
+    try:
+        found = Served(**parse_json(text))
+    except TypeError:
+        return None
+    whole = isinstance(found.files, dict) and isinstance(found.entry, dict) and set(found.files) == set(FILES)
+    return found if whole else None
+
+
+def parse_failed(text: str) -> Failed | None:
+    """Return what `dump` wrote; None for anything else."""
+    try:
+        return Failed(**parse_json(text))
+    except TypeError:
+        return None
+
+
+def failure_text(name: str, failed: Failed, served: Served | None, move: str, started: bool, taken_by: str = "") -> str:
+    """Say what failed and why, what serves now, and the way out.
+
+    :arg served: what the instance goes back to, None where there is nothing.
+    :arg move: the verdict on that; ``started`` says whether this run has started it.
+    :arg taken_by: who has its port or GPU by now.
+    """
+    said = f"{name} does not start with the settings wanted (digest {failed.digest[:12]}, tried {failed.at}): {failed.why}\n"
+    way_out = "Mend the cause or change the setting, and run again."
+    if taken_by:
+        said += f"It cannot go back to what served before: {taken_by} has its port or a GPU of it. "
+    elif served is None:
+        said += "There is nothing else to go back to. "
+    else:
+        said += f"What served before (digest {served.digest[:12]}, since {served.since}) "
+        if move == "failed":
+            said += f"does not start either: {failed.back}\n"
+        else:
+            serving = "serves again" if started else "still serves, and nothing was tried again"
+            said += f"{serving if move == 'serving' else 'is to be started'}. "
+            way_out = "Change the setting, or set vllm_service_retry_failed: true to try the same once more."
+    return f"{said}{way_out} All of it: journalctl -u vllm@{name}.service"
+
+
+def scrubbed(text: str, secrets: Iterable[str]) -> str:
+    """Return a text without these secrets; the longest first, since one may be part of another."""
+    for secret in sorted(filter(None, secrets), key=len, reverse=True):
+        text = text.replace(secret, "***")
+    return text
 
 
 def parse_json(text: str) -> dict[str, Any]:

@@ -35,8 +35,8 @@ def environment(instance: Mapping[str, Any]) -> str:
     return _envfile.render(dict(sorted(instance["env"].items())))
 
 
-def launcher_json(instance: Mapping[str, Any], digest: str, settings: Mapping[str, int]) -> str:
-    """Return what ``vllm-start`` reads; ``settings`` are its time limits in seconds."""
+def launcher_json(instance: Mapping[str, Any], digest: str, settings: Mapping[str, object]) -> str:
+    """Return what ``vllm-start`` reads; ``settings`` are its time limits in seconds, and ``engine``, the environment to run."""
     fields = {key: instance[key] for key in ("name", "address", "port", "served_as", "gpus")}
     return json.dumps({**fields, "digest": digest, **settings}, indent=2, sort_keys=True) + "\n"
 

@@ -68,6 +68,10 @@ options:
     description: Whether to fetch a token through the name before an order. Not every network lets a host reach itself so.
     type: bool
     default: true
+  claim:
+    description: RV(gpuops.vllm.claim#module:id) of the run, or an empty string not to check it.
+    type: str
+    default: ''
 """
 
 EXAMPLES = r"""
@@ -95,7 +99,7 @@ from pathlib import Path
 from typing import Any, NoReturn
 
 from ansible.module_utils.basic import AnsibleModule
-from ansible_collections.gpuops.vllm.plugins.module_utils import _certificate, _files, _systemd
+from ansible_collections.gpuops.vllm.plugins.module_utils import _certificate, _claim, _files, _systemd
 
 #: One lineage, whatever the domain: after a change of name no forgotten one goes on renewing and installing itself.
 LINEAGE = "vllm"
@@ -299,6 +303,7 @@ def main() -> None:
             "tls_dir": {"type": "path", "default": "/etc/vllm/tls"},
             "hook": {"type": "path", "default": "/usr/local/sbin/vllm-install-certificate"},
             "check_http": {"type": "bool", "default": True},
+            "claim": {"type": "str", "default": ""},
         },
         required_if=[("mode", "acme", ["server"])],
         supports_check_mode=True,
@@ -307,7 +312,10 @@ def main() -> None:
     module.run_command_environ_update = {"LC_ALL": "C"}
     certificate = Certificate(module)
     try:
-        certificate.converge()
+        with _claim.turn(module.params["claim"], module.check_mode):
+            certificate.converge()
+    except _claim.RefusedError as error:
+        certificate.fail(str(error))
     except (OSError, RuntimeError, ValueError) as error:
         certificate.fail(f"{type(error).__name__}: {error}")
 

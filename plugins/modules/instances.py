@@ -13,6 +13,13 @@ description:
   - Each instance has a digest over its engine file, environment, unit, launcher, engine and key. The launcher records the digest it
     serves after its first real token; as long as that record differs from the wanted digest, every run starts the instance
     again, whatever an earlier run left undone.
+  - What serves is kept under C(/var/lib/vllm/instances). Where wanted settings do not start, the instance goes back to the files and the engine that
+    it served with last, and the task fails when it serves again, with the engine's own words. That digest is not tried again, on this run or a later
+    one, until it changes or O(retry_failed) is true; every run fails over it and says what serves. Unit, launcher and secrets are the host's and
+    stay as they are wanted.
+  - Where nothing has served before, or that does not start either, every run tries anew, and systemd's start limit ends each try.
+  - Other instances go on. Only a replica that is up is left as it is when another one of its model has failed, and so is an instance that was to get
+    a port or a GPU of an instance that went back.
   - Instances that are no longer listed are stopped, disabled and removed. Their weights stay.
   - The action plugin of the same name calls the module until every instance serves, and shows the loading progress.
 author:
@@ -42,8 +49,20 @@ options:
     description: Whether a serving instance may be restarted. If not, the change is staged and reported as C(restart_pending).
     type: bool
     default: true
+  retry_failed:
+    description: Whether to try a digest again that has failed on an earlier run.
+    type: bool
+    default: false
+  claim:
+    description: RV(gpuops.vllm.claim#module:id) of the run, or an empty string not to check it.
+    type: str
+    default: ""
   started:
     description: Digests that earlier calls of the same task have started. Set by the action plugin, not by users.
+    type: dict
+    default: {}
+  tried:
+    description: Digests that earlier calls of the same task have seen fail. Set by the action plugin, not by users.
     type: dict
     default: {}
 """
@@ -75,38 +94,52 @@ restart_pending:
   type: list
   elements: str
 verdicts:
-  description: State of each instance against its wanted digest.
+  description:
+    - State of each instance against its wanted digest.
+    - V(failed) does not start so, and what served before serves, if anything; V(held) is left as it is because of another that has failed.
   returned: always
   type: dict
   sample: {"llama-0": "serving"}
 """
 
-import fcntl
 import json
 import os
 import shutil
+import time
 from collections.abc import Mapping
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 from ansible.module_utils.basic import AnsibleModule
-from ansible_collections.gpuops.vllm.plugins.module_utils import _converge, _engine_file, _envfile, _systemd
+from ansible_collections.gpuops.vllm.plugins.module_utils import _claim, _converge, _engine_file, _secrets, _systemd
 from ansible_collections.gpuops.vllm.plugins.module_utils._files import read_text, read_untrusted, write_atomic
 
 UNITS = Path("/etc/systemd/system")
 ETC = Path("/etc/vllm")
+STATE = Path("/var/lib/vllm/instances")
 RUN = Path("/run/vllm")
 CACHE = Path("/var/cache/vllm")
-LOCK = Path("/run/vllm-instances.lock")
 LAUNCHER = Path("/usr/local/bin/vllm-start")
 ENGINE = Path("/opt/vllm/current")
 TARGET = "vllm.target"
-PROPERTIES = ("ActiveState", "NRestarts", "StatusText", "NeedDaemonReload", "UnitFileState", "InvocationID")
+PROPERTIES = ("ActiveState", "NRestarts", "StatusText", "NeedDaemonReload", "UnitFileState", "InvocationID", "Job")
 JOURNAL_LINES = 12
+#: Characters of the engine's words that are kept.
+WORDS = 4000
 
 
 def unit_of(name: str) -> str:
     return f"vllm@{name}.service"
+
+
+@dataclass(frozen=True)
+class Wanted:
+    """An instance as it is to be: its digest, its files by name, and its entry in instances.json."""
+
+    digest: str
+    files: dict[str, str]
+    entry: dict[str, Any]
 
 
 class Converge:
@@ -117,36 +150,219 @@ class Converge:
         self.check: bool = module.check_mode
         self.instances: list[dict[str, Any]] = module.params["instances"]
         self.started: dict[str, str] = dict(module.params["started"])
+        self.tried: dict[str, str] = dict(module.params["tried"])
         self.actions: list[str] = []
         self.diff: list[dict[str, str]] = []
         self.restart_pending: list[str] = []
+        self.wanted: dict[str, Wanted] = {}
+        self.observed: dict[str, _converge.Observed] = {}
+        self.entries: dict[str, dict[str, Any]] = {}
+        self.served: dict[str, _converge.Served | None] = {}
+        self.failed: dict[str, _converge.Failed | None] = {}
+        #: Against the wanted digest, and against the one that the instance is led to now, which may be that of before.
         self.verdicts: dict[str, _converge.Verdict] = {}
+        self.moves: dict[str, _converge.Verdict] = {}
+        self.returning: dict[str, _converge.Served] = {}
+        self.taken_by: dict[str, str] = {}
+        self.held: dict[str, str] = {}
 
     def run(self) -> None:
         key = self.engine_key()
+        self.wanted = {one["name"]: self.render(one, key) for one in self.instances}
+        self.observed = {name: self.observe(name) for name in self.wanted}
+        self.entries = self.assigned()
+        self.served = {name: self.last_served(name) for name in self.wanted}
+        self.failed = {
+            name: _converge.parse_failed(read_text(STATE / name / "failed.json") or "") for name in self.wanted
+        }
+        self.judge()
         if not self.module.params["allow_restart"]:
             self.refuse_what_only_a_restart_brings()
-        reload_needed = self.write_units()
-        leaving = sorted(set(self.present()) - {one["name"] for one in self.instances})
-        # Without the plan's reasoning, which follows what the hub and the GPUs say today.
-        kept = [{key: one[key] for key in one if key not in ("fit", "engine_args_from")} for one in self.instances]
-        assigned = json.dumps({"version": 1, "instances": kept}, indent=2, sort_keys=True) + "\n"
-        self.write(ETC / "instances.json", assigned, mode=0o600)
-        digests = {one["name"]: self.write_instance(one, key) for one in self.instances}
-        observed = {name: self.observe(name) for name in digests}
-        if reload_needed or any(self.needs_reload(unit) for unit in [TARGET, *map(unit_of, digests)]):
+        if self.write_units() or any(self.needs_reload(unit) for unit in [TARGET, *map(unit_of, self.wanted)]):
             self.systemctl("daemon-reload")
+        leaving = sorted(set(self.present()) - set(self.wanted))
         stopping = [name for name in leaving if self.remove(name)]
-        self.enable(list(digests))
-        self.verdicts = {
-            name: _converge.judge(digests[name], observed[name], self.started.get(name)) for name in digests
-        }
-        failed = [name for name, verdict in self.verdicts.items() if verdict == "failed"]
-        if failed:
-            self.fail(failed[0], observed[failed[0]])
+        self.ask_for_consent()
+        chosen = [] if stopping else self.choose()
+        self.enable(self.write_instances(chosen))
         if not stopping:
-            self.start(digests, observed)
-        self.finish(stopping, observed)
+            self.start(chosen)
+        self.finish(stopping)
+
+    # --- what is wanted, and what is there ---
+
+    def render(self, instance: Mapping[str, Any], key: str) -> Wanted:
+        engine, environment = _engine_file.engine_yaml(instance), _engine_file.environment(instance)
+        launcher = {
+            **self.module.params["launcher"],
+            "shutdown_timeout_s": int(instance["engine_args"].get("shutdown-timeout", 0)),
+            # The environment itself, not the link of the moment: going back is going back to this one.
+            "engine": os.path.realpath(ENGINE),
+        }
+        digest = _converge.digest(
+            {
+                "engine.yaml": engine,
+                "env": environment,
+                "launcher": _engine_file.launcher_json(instance, "", launcher),
+                "unit": self.module.params["units"].get("vllm@.service", ""),
+                "drop-ins": self.drop_ins(instance["name"]),
+                "vllm-start": read_text(LAUNCHER) or "",
+                "key": key,
+            }
+        )
+        told = _engine_file.launcher_json(instance, digest, launcher)
+        # Without the plan's reasoning, which follows what the hub and the GPUs say today.
+        entry = {key: instance[key] for key in instance if key not in ("fit", "engine_args_from")}
+        return Wanted(digest, {"engine.yaml": engine, "env": environment, "instance.json": told}, entry)
+
+    def drop_ins(self, name: str) -> str:
+        folders = [UNITS / "vllm@.service.d", UNITS / f"{unit_of(name)}.d"]
+        return "\n".join(read_text(file) or "" for folder in folders for file in sorted(folder.glob("*.conf")))
+
+    def secrets(self) -> dict[str, str]:
+        return _secrets.parse(read_text(ETC / "secrets") or "")
+
+    def engine_key(self) -> str:
+        key = self.secrets().get(_secrets.ENGINE_KEY, "")
+        if not key and not self.check:
+            self.module.fail_json(
+                msg=f"{ETC}/secrets holds no VLLM_API_KEY: vLLM would answer anybody. Run the role vllm_secrets first."
+            )
+        return key
+
+    def present(self) -> list[str]:
+        folder = ETC / "instances"
+        return [entry.name for entry in folder.iterdir() if entry.is_dir()] if folder.is_dir() else []
+
+    def assigned(self) -> dict[str, dict[str, Any]]:
+        """What instances.json says now, by name."""
+        found: Any = _converge.parse_json(read_text(ETC / "instances.json") or "").get("instances")
+        whole = isinstance(found, list) and all(isinstance(one, dict) and "name" in one for one in found)
+        if not whole:
+            return {}
+        return {str(one["name"]): one for one in found}
+
+    def last_served(self, name: str) -> _converge.Served | None:
+        """What served last, written down where that is new. Bookkeeping: it does not count as a change of the host."""
+        path = STATE / name / "served.json"
+        stored = _converge.parse_served(read_text(path) or "")
+        files = {file: read_text(ETC / "instances" / name / file) or "" for file in _converge.FILES}
+        told, observed = _converge.parse_json(files["instance.json"]), self.observed[name]
+        if not observed.serves or observed.digest != told.get("digest"):
+            return stored
+        since = now()
+        if stored and stored.digest == observed.digest:
+            # The same digest is the same files; on disk those of a run that was cut off may lie among them.
+            since, files = stored.since, stored.files
+        # The launcher's own file is the truth of what runs; instances.json is written at another moment.
+        own = {field: told[field] for field in ("name", "address", "port", "served_as", "gpus") if field in told}
+        entry: dict[str, Any] = self.entries.get(name, self.wanted[name].entry) | own
+        current = _converge.Served(observed.digest, since, files, entry)
+        if current != stored:
+            self.keep(path, current)
+        return current
+
+    def keep(self, path: Path, record: _converge.Served | _converge.Failed) -> None:
+        if not self.check:
+            # Environments and the engine's words are for root alone.
+            STATE.mkdir(mode=0o700, parents=True, exist_ok=True)
+            write_atomic(path, _converge.dump(record), 0o600)
+
+    # --- decisions ---
+
+    def judge(self) -> None:
+        for name, one in self.wanted.items():
+            verdict = _converge.judge(one.digest, self.observed[name], self.started.get(name))
+            self.verdicts[name] = self.moves[name] = verdict
+            if verdict == "serving":
+                self.failed[name] = None
+                if not self.check:
+                    (STATE / name / "failed.json").unlink(missing_ok=True)
+            elif verdict == "failed" and self.tried.get(name) != one.digest:
+                self.tried[name] = one.digest
+                self.note(name, _converge.Failed(one.digest, now(), self.last_words(name)))
+        for name in self.wanted:
+            if self.verdicts[name] != "serving":
+                self.look_back(name)
+        failed = [name for name, verdict in self.verdicts.items() if verdict == "failed"]
+        self.hold(failed)
+
+    def look_back(self, name: str) -> None:
+        """Lead an instance whose wanted digest has failed to what served before, where there is something."""
+        digest, record, served = self.wanted[name].digest, self.failed[name], self.served[name]
+        if record is None or record.digest != digest:
+            return
+        here = self.tried.get(name) == digest
+        if here:
+            self.verdicts[name] = self.moves[name] = "failed"
+        if served is None or served.digest == digest:
+            return
+        takers = [
+            other
+            for other, verdict in self.verdicts.items()
+            if other != name
+            and verdict in ("serving", "loading")
+            and _converge.takes_from(self.wanted[other].entry, self.wanted[name].entry, served.entry)
+        ]
+        if takers:
+            self.taken_by[name] = takers[0]
+            return
+        move = _converge.judge(served.digest, self.observed[name], self.started.get(name))
+        # Where what served before did not start either, a later run begins anew: there is nothing to lose.
+        known = not self.module.params["retry_failed"] and (not record.back or move in ("serving", "loading"))
+        if not here and not known:
+            return
+        self.verdicts[name], self.moves[name], self.returning[name] = "failed", move, served
+        if move == "failed" and not record.back:
+            self.note(name, replace(record, back=self.last_words(name)))
+
+    def hold(self, culprits: list[str]) -> None:
+        """Leave as it is what must wait for a culprit."""
+        held = _converge.held_back(self.entries_wanted(), self.verdicts, culprits, self.up(), self.kept())
+        self.held |= held
+        for name in held:
+            self.verdicts[name] = self.moves[name] = "held"
+
+    def entries_wanted(self) -> list[dict[str, Any]]:
+        return [one.entry for one in self.wanted.values()]
+
+    def up(self) -> list[str]:
+        return [name for name, observed in self.observed.items() if observed.up]
+
+    def kept(self) -> dict[str, dict[str, Any]]:
+        """The entries with which instances have served, as far as they still may be needed."""
+        lost = [name for name, move in self.moves.items() if move == "failed" and name not in self.returning]
+        return {name: served.entry for name, served in self.served.items() if served and name not in lost}
+
+    def ask_for_consent(self) -> None:
+        if self.module.params["allow_restart"]:
+            return
+        self.restart_pending = [name for name in self.up() if self.moves[name] == "outdated"]
+        blocked = _converge.held_back(
+            self.entries_wanted(), self.verdicts, self.restart_pending, self.up(), self.kept()
+        )
+        self.restart_pending += [name for name in blocked if name not in self.restart_pending]
+
+    def choose(self) -> list[str]:
+        """What is (re)started now. What goes back to what served before comes first."""
+        names = sorted(self.wanted, key=lambda name: name not in self.returning)
+        entries = [self.returning[name].entry if name in self.returning else self.wanted[name].entry for name in names]
+        moves = {name: self.moves[name] for name in names if name not in self.restart_pending}
+        running = [name for name, observed in self.observed.items() if observed.running]
+        return _converge.startable(entries, moves, running, self.kept())
+
+    def refuse_what_only_a_restart_brings(self) -> None:
+        """Without consent to restart, an engine keeps its port and names: the proxy would look for it elsewhere."""
+        for name, one in self.wanted.items():
+            told = _converge.parse_json(read_text(ETC / "instances" / name / "instance.json") or "")
+            if not told or name in self.returning or not self.observed[name].up:
+                continue
+            for key in ("port", "served_as"):
+                if told.get(key) != one.entry[key]:
+                    self.module.fail_json(
+                        msg=f"{name}: {key} {told.get(key)} -> {one.entry[key]} needs a restart, and vllm_service_allow_restart "
+                        "is false. Allow it, or take the change back. Nothing was changed."
+                    )
 
     # --- files ---
 
@@ -170,60 +386,34 @@ class Converge:
         ]
         return any(written)
 
-    def write_instance(self, instance: Mapping[str, Any], key: str) -> str:
-        """Write the files of one instance and return its wanted digest."""
-        folder = ETC / "instances" / instance["name"]
-        engine, environment = _engine_file.engine_yaml(instance), _engine_file.environment(instance)
-        launcher = {
-            **self.module.params["launcher"],
-            "shutdown_timeout_s": int(instance["engine_args"].get("shutdown-timeout", 0)),
-        }
-        digest = _converge.digest(
-            {
-                "engine.yaml": engine,
-                "env": environment,
-                "launcher": _engine_file.launcher_json(instance, "", launcher),
-                "unit": self.module.params["units"].get("vllm@.service", ""),
-                "drop-ins": self.drop_ins(instance["name"]),
-                "vllm-start": read_text(LAUNCHER) or "",
-                "engine": os.path.realpath(ENGINE),
-                "key": key,
-            }
-        )
-        self.write(folder / "engine.yaml", engine, show=True)
-        self.write(folder / "env", environment, mode=0o600)
-        # Last: it names the digest, and with it that all the others are in place.
-        self.write(folder / "instance.json", _engine_file.launcher_json(instance, digest, launcher))
-        return digest
+    def write_instances(self, chosen: list[str]) -> list[str]:
+        """Write the files of each instance as it is or is to be now, and what is assigned with that; return the instances that are there.
 
-    def refuse_what_only_a_restart_brings(self) -> None:
-        """Without consent to restart, an engine keeps its port and names: the proxy would look for it elsewhere."""
-        for instance in self.instances:
-            told = _converge.parse_json(read_text(ETC / "instances" / instance["name"] / "instance.json") or "")
-            if not told or not self.observe(instance["name"]).running:
-                continue
-            for key in ("port", "served_as"):
-                if told.get(key) != instance[key]:
-                    self.module.fail_json(
-                        msg=f"{instance['name']}: {key} {told.get(key)} -> {instance[key]} needs a restart, and vllm_service_allow_restart "
-                        "is false. Allow it, or take the change back. Nothing was changed."
-                    )
+        What waits for its turn or is held back keeps its files, port and GPUs: a reboot brings up what served.
+        """
+        entries = []
+        for name, one in self.wanted.items():
+            waits = self.moves[name] in ("outdated", "held", "stopping") and name not in chosen
+            # Without consent to restart, the change is staged for the next start.
+            staged = name in self.restart_pending and self.observed[name].up
+            if name in self.returning:
+                self.write_files(name, self.returning[name].files)
+                entries.append(self.returning[name].entry)
+            elif staged:
+                self.write_files(name, one.files)
+                entries.append(self.entries.get(name, one.entry))
+            elif not waits or (self.check and self.moves[name] != "held"):
+                self.write_files(name, one.files)
+                entries.append(one.entry)
+            elif name in self.entries:
+                entries.append(self.entries[name])
+        text = json.dumps({"version": 1, "instances": entries}, indent=2, sort_keys=True) + "\n"
+        self.write(ETC / "instances.json", text, mode=0o600)
+        return [entry["name"] for entry in entries]
 
-    def drop_ins(self, name: str) -> str:
-        folders = [UNITS / "vllm@.service.d", UNITS / f"{unit_of(name)}.d"]
-        return "\n".join(read_text(file) or "" for folder in folders for file in sorted(folder.glob("*.conf")))
-
-    def engine_key(self) -> str:
-        key = _envfile.parse(read_text(ETC / "secrets") or "").get("VLLM_API_KEY", "")
-        if not key and not self.check:
-            self.module.fail_json(
-                msg=f"{ETC}/secrets holds no VLLM_API_KEY: vLLM would answer anybody. Run the role vllm_secrets first."
-            )
-        return key
-
-    def present(self) -> list[str]:
-        folder = ETC / "instances"
-        return [entry.name for entry in folder.iterdir() if entry.is_dir()] if folder.is_dir() else []
+    def write_files(self, name: str, files: Mapping[str, str]) -> None:
+        for file, mode in _converge.FILES.items():
+            self.write(ETC / "instances" / name / file, files[file], mode, show=file == "engine.yaml")
 
     # --- systemd ---
 
@@ -257,6 +447,7 @@ class Converge:
             state=record["state"],
             digest=record["digest"],
             status=properties["StatusText"],
+            job=properties["Job"] not in ("", "0"),
         )
 
     def enable(self, names: list[str]) -> None:
@@ -277,23 +468,25 @@ class Converge:
         self.systemctl("disable", "--quiet", unit)
         if not self.check:
             self.runner(["systemctl", "reset-failed", unit])
-            shutil.rmtree(CACHE / name, ignore_errors=True)
+            for folder in (CACHE, RUN, STATE):
+                shutil.rmtree(folder / name, ignore_errors=True)
+            # Last: as long as it is there, a removal that was cut off is taken up again.
             shutil.rmtree(ETC / "instances" / name)
         return False
 
-    def start(self, digests: Mapping[str, str], observed: Mapping[str, _converge.Observed]) -> None:
-        running = [name for name, one in observed.items() if one.running]
-        for name in _converge.startable(self.instances, self.verdicts, running):
-            if name in running and not self.module.params["allow_restart"]:
-                self.restart_pending.append(name)
-                continue
-            self.actions.append(f"{'restart' if name in running else 'start'} {name}")
+    def start(self, chosen: list[str]) -> None:
+        for name in chosen:
+            verb = "restart" if self.observed[name].running else "start"
+            back = self.returning.get(name)
+            self.actions.append(f"{verb} {name}{' with what served before' if back else ''}")
             if not self.check:
                 # Forget earlier failures: the start limit counts ours as well.
                 self.runner(["systemctl", "reset-failed", unit_of(name)])
             self.systemctl("restart", "--no-block", unit_of(name))
-            self.started[name] = digests[name]
-            self.verdicts[name] = "loading"
+            self.started[name] = back.digest if back else self.wanted[name].digest
+            self.moves[name] = "loading"
+            if not back:
+                self.verdicts[name] = "loading"
         if self.show(TARGET)["ActiveState"] not in ("active", "activating"):
             self.actions.append(f"start {TARGET}")
             self.systemctl("start", "--no-block", TARGET)
@@ -309,31 +502,59 @@ class Converge:
             "verdicts": self.verdicts,
         }
 
-    def finish(self, stopping: list[str], observed: Mapping[str, _converge.Observed]) -> None:
+    def finish(self, stopping: list[str]) -> None:
         result = self.result()
         if self.restart_pending:
             result["warnings"] = [
                 f"restart pending: {name} (vllm_service_allow_restart is false)" for name in self.restart_pending
             ]
         waiting = [f"{name} stopping" for name in stopping]
-        for name, verdict in self.verdicts.items():
-            if verdict != "serving" and name not in self.restart_pending:
-                status = _converge.steady(observed[name].status) or verdict
-                waiting.append(f"{name} {'waits for its turn' if verdict == 'outdated' else status}")
+        for name, move in self.moves.items():
+            if move in ("loading", "stopping", "outdated") and name not in self.restart_pending:
+                status = _converge.steady(self.observed[name].status) or move
+                progress = "waits for its turn" if move == "outdated" else status
+                waiting.append(f"{name} {'does not start, goes back: ' if name in self.returning else ''}{progress}")
         if waiting and not self.check:
-            result.update(pending=True, status="; ".join(waiting), poll_args={"started": self.started})
+            result.update(
+                pending=True,
+                status="; ".join(waiting),
+                poll_args={"started": self.started, "tried": self.tried},
+            )
+            self.module.exit_json(**result)
+        complaints = [self.complaint(name) for name, verdict in self.verdicts.items() if verdict == "failed"]
+        if complaints:
+            complaints += [
+                f"{name} stays as it is, because of {culprit}: settings that failed there, or a port or GPU that stays there."
+                for name, culprit in self.held.items()
+            ]
+            self.module.fail_json(msg="\n".join(complaints), **result)
         self.module.exit_json(**result)
 
-    def fail(self, name: str, observed: _converge.Observed) -> None:
-        invocation = self.show(unit_of(name))["InvocationID"]
-        lines = _systemd.journal(unit_of(name), JOURNAL_LINES, invocation, self.runner)
-        words = "\n".join(lines) or "(no line in the journal)"
-        said = f" {observed.status}." if observed.status else ""
-        self.module.fail_json(
-            msg=f"{name} does not start: unit {observed.active}, {observed.restarts} automatic restarts.{said} "
-            f"Its last words:\n{words}\nMend the cause and run again; all of it: journalctl -u {unit_of(name)}",
-            **self.result(),
+    def complaint(self, name: str) -> str:
+        record = self.failed[name] or _converge.Failed(self.wanted[name].digest, now(), "(not recorded)")
+        state = self.moves[name]
+        return _converge.failure_text(
+            name, record, self.returning.get(name), state, name in self.started, self.taken_by.get(name, "")
         )
+
+    def note(self, name: str, record: _converge.Failed) -> None:
+        self.failed[name] = record
+        self.keep(STATE / name / "failed.json", record)
+
+    def last_words(self, name: str) -> str:
+        """Why an instance does not start, by its launcher and its engine, without the host's secrets."""
+        observed, unit = self.observed[name], unit_of(name)
+        # After an automatic restart the reason stands in what the start before said.
+        invocation = "" if observed.restarts else self.show(unit)["InvocationID"]
+        lines = _systemd.journal(unit, JOURNAL_LINES, invocation, self.runner)
+        said = f" {observed.status}." if observed.status else ""
+        words = "\n".join(lines) or "(no line in the journal)"
+        text = f"unit {observed.active}, {observed.restarts} automatic restarts.{said} Its last words:\n{words}"
+        return _converge.scrubbed(text, self.secrets().values())[-WORDS:]
+
+
+def now() -> str:
+    return time.strftime("%Y-%m-%d %H:%M:%S UTC", time.gmtime())
 
 
 def main() -> None:
@@ -343,16 +564,21 @@ def main() -> None:
             "units": {"type": "dict", "required": True},
             "launcher": {"type": "dict", "required": True},
             "allow_restart": {"type": "bool", "default": True},
+            "retry_failed": {"type": "bool", "default": False},
+            "claim": {"type": "str", "default": ""},
             "started": {"type": "dict", "default": {}},
+            "tried": {"type": "dict", "default": {}},
         },
         supports_check_mode=True,
     )
     # Under a stricter umask of root's the engine's account could not enter the folders made here.
     os.umask(0o022)
-    with LOCK.open("w", encoding="utf-8") as lock:
+    try:
         # Two plays at once take turns, pass by pass.
-        fcntl.flock(lock, fcntl.LOCK_EX)
-        Converge(module).run()
+        with _claim.turn(module.params["claim"], module.check_mode):
+            Converge(module).run()
+    except _claim.RefusedError as error:
+        module.fail_json(msg=str(error))
 
 
 if __name__ == "__main__":

@@ -68,6 +68,10 @@ options:
     description: Seconds within which NGINX must have loaded the configuration.
     type: int
     default: 15
+  claim:
+    description: RV(gpuops.vllm.claim#module:id) of the run, or an empty string not to check it.
+    type: str
+    default: ""
 """
 
 EXAMPLES = r"""
@@ -91,8 +95,6 @@ actions:
   elements: str
 """
 
-import contextlib
-import fcntl
 import hashlib
 import http.client
 import os
@@ -100,12 +102,18 @@ import re
 import shutil
 import tempfile
 import time
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, NoReturn
 
 from ansible.module_utils.basic import AnsibleModule
-from ansible_collections.gpuops.vllm.plugins.module_utils import _certificate, _envfile, _files, _nginx, _systemd
+from ansible_collections.gpuops.vllm.plugins.module_utils import (
+    _certificate,
+    _claim,
+    _envfile,
+    _files,
+    _nginx,
+    _systemd,
+)
 
 NGINX_DIR = Path("/etc/nginx")
 ROOT = NGINX_DIR / "vllm"
@@ -221,7 +229,7 @@ class Proxy:
     # ---- What is done ------------------------------------------------------------------------------------------------
 
     def write(self, tree: Path, files: dict[str, str]) -> None:
-        tree.mkdir(mode=0o755)
+        tree.mkdir(mode=0o755, parents=True)
         for name, text in files.items():
             _files.write_atomic(tree / name, text, 0o600 if name in _nginx.SECRET_FILES else 0o644)
 
@@ -290,17 +298,6 @@ class Proxy:
             log += "\n".join(_systemd.journal(UNIT, 10, runner=self.module.run_command))
         complaint = _nginx.words(log or said)
         return f"NGINX did not {verb}. It says:\n{complaint}\n{_nginx.hint(complaint)}"
-
-    @contextlib.contextmanager
-    def alone(self) -> Iterator[None]:
-        """Two plays at once end in the one's or the other's configuration, never in half of each."""
-        if self.module.check_mode:
-            yield
-            return
-        ROOT.mkdir(mode=0o755, exist_ok=True)
-        with (ROOT / ".lock").open("w") as lock:
-            fcntl.flock(lock, fcntl.LOCK_EX)
-            yield
 
     def converge(self) -> NoReturn:
         wanted = self.wanted()
@@ -398,6 +395,7 @@ def main() -> None:
             "status_port": {"type": "int", "default": 8790},
             "replace_default_site": {"type": "bool", "default": True},
             "timeout_s": {"type": "int", "default": 15},
+            "claim": {"type": "str", "default": ""},
         },
         supports_check_mode=True,
     )
@@ -406,8 +404,11 @@ def main() -> None:
     proxy = Proxy(module)
     try:
         proxy.find_nginx()
-        with proxy.alone():
+        # Two plays at once end in the one's or the other's configuration, never in half of each.
+        with _claim.turn(module.params["claim"], module.check_mode):
             proxy.converge()
+    except _claim.RefusedError as error:
+        proxy.fail(str(error))
     except (OSError, RuntimeError, ValueError) as error:
         proxy.fail(f"{type(error).__name__}: {error}" if isinstance(error, OSError) else f"{error}.")
 

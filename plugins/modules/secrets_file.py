@@ -30,6 +30,10 @@ options:
     description: Token for the model hub, or an empty string for none.
     type: str
     default: ""
+  claim:
+    description: RV(gpuops.vllm.claim#module:id) of the run, or an empty string not to check it.
+    type: str
+    default: ""
 """
 
 EXAMPLES = r"""
@@ -52,7 +56,7 @@ import stat
 from pathlib import Path
 
 from ansible.module_utils.basic import AnsibleModule
-from ansible_collections.gpuops.vllm.plugins.module_utils import _envfile, _secrets
+from ansible_collections.gpuops.vllm.plugins.module_utils import _claim, _envfile, _secrets
 from ansible_collections.gpuops.vllm.plugins.module_utils._files import read_text, write_atomic
 
 MODE = 0o600
@@ -77,10 +81,20 @@ def main() -> None:
         argument_spec={
             "path": {"type": "path", "default": "/etc/vllm/secrets"},
             "hf_token": {"type": "str", "default": "", "no_log": True},
+            "claim": {"type": "str", "default": ""},
         },
         supports_check_mode=True,
     )
     os.umask(0o022)
+    try:
+        with _claim.turn(module.params["claim"], module.check_mode):
+            keep(module)
+    except _claim.RefusedError as error:
+        module.fail_json(msg=str(error))
+
+
+def keep(module: AnsibleModule) -> None:
+    """Compare, write, and end the module."""
     path = Path(module.params["path"])
     problem = _secrets.value_problem("vllm_hf_token", module.params["hf_token"])
     if problem:

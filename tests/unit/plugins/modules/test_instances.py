@@ -29,11 +29,14 @@ class FakeHost:
         self.active: dict[str, str] = {}
         self.enabled: set[str] = set()
         self.calls: list[str] = []
+        #: An engine file with one of these words does not start.
+        self.bad: list[str] = []
+        self.journal = "INFO loading\nValueError: no such thing\n"
 
     def run_command(self, argv: list[str]) -> tuple[int, str, str]:
         verb, *rest = [word for word in argv[1:] if not word.startswith("-")]
         if argv[0] == "journalctl":
-            return 0, "INFO loading\nValueError: no such thing\n", ""
+            return 0, self.journal, ""
         if verb == "show":
             unit = rest[-1]
             enabled = "enabled" if unit in self.enabled else "disabled"
@@ -64,6 +67,38 @@ class FakeHost:
         record.write_text(json.dumps({"state": "serving", "digest": told["digest"]}))
         self.active[f"vllm@{name}.service"] = "active"
 
+    def settle(self) -> None:
+        """Whatever loads has loaded, or has failed."""
+        for unit, state in list(self.active.items()):
+            name = unit.partition("@")[2].removesuffix(".service")
+            if state != "activating":
+                continue
+            if any(word in (self.root / "etc/instances" / name / "engine.yaml").read_text() for word in self.bad):
+                self.active[unit] = "failed"
+                (self.root / "run" / name / "state.json").unlink(missing_ok=True)
+            else:
+                self.load(name)
+
+    def play(self, *names: str, passes: int = 20, **params: Any) -> dict[str, Any]:
+        """As the action plugin does: call the module until it is no longer pending, or ``passes`` times; the last result, with all actions."""
+        actions: list[str] = []
+        polled: dict[str, Any] = {}
+        for _pass in range(passes):
+            result = self.run(*names, **params, **polled)
+            actions += result["actions"]
+            if not result.get("pending") or result.get("failed"):
+                break
+            polled = result["poll_args"]
+            self.settle()
+        return {**result, "actions": [one for one in actions if not one.startswith(("write ", "enable "))]}
+
+    def serving(self, name: str) -> str:
+        """The engine file that is in place, where its digest serves."""
+        told = json.loads((self.root / "etc/instances" / name / "instance.json").read_text())
+        record = json.loads((self.root / "run" / name / "state.json").read_text())
+        assert (record["state"], record["digest"]) == ("serving", told["digest"])
+        return (self.root / "etc/instances" / name / "engine.yaml").read_text()
+
     def run(self, *names: str, **params: Any) -> dict[str, Any]:
         """One call of the module, serving these instances."""
         arguments = {
@@ -71,7 +106,9 @@ class FakeHost:
             "units": UNITS,
             "launcher": {"start_timeout_s": 900},
             "allow_restart": True,
+            "retry_failed": False,
             "started": {},
+            "tried": {},
             **params,
         }
         with pytest.raises(ModuleEndedError) as ended:
@@ -92,7 +129,7 @@ class FakeModule:
         raise ModuleEndedError({"failed": True, **result})
 
 
-def instance(name: str) -> dict[str, Any]:
+def instance(name: str, **changed: Any) -> dict[str, Any]:
     return {
         "name": name,
         "model_name": name.rpartition("-")[0],
@@ -104,7 +141,13 @@ def instance(name: str) -> dict[str, Any]:
         "gpus": [],
         "engine_args": {"shutdown-timeout": 60},
         "env": {"A": "1"},
+        **changed,
     }
+
+
+def bad(name: str, **changed: Any) -> dict[str, Any]:
+    """An instance with a setting that does not start, see `FakeHost.bad`."""
+    return instance(name, engine_args={"nonsense": 1}, **changed)
 
 
 @pytest.fixture
@@ -114,6 +157,7 @@ def host(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> FakeHost:
         "ETC": "etc",
         "RUN": "run",
         "CACHE": "cache",
+        "STATE": "state",
         "ENGINE": "engine",
         "LAUNCHER": "launcher",
     }.items():
@@ -121,7 +165,9 @@ def host(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> FakeHost:
     (tmp_path / "etc").mkdir()
     (tmp_path / "etc/secrets").write_text(f'VLLM_API_KEY="{"k" * 43}"\n')
     (tmp_path / "launcher").write_text("#!/usr/bin/python3\n")
-    return FakeHost(tmp_path)
+    found = FakeHost(tmp_path)
+    found.bad = ["nonsense"]
+    return found
 
 
 def serve(host: FakeHost, *names: str) -> None:
@@ -162,7 +208,8 @@ def test_a_play_killed_before_the_restart_is_cured(host: FakeHost) -> None:
     host.run(instances=[changed], allow_restart=False)
     host.calls.clear()
     result = host.run(instances=[changed])
-    assert result["actions"] == ["restart a-0"]
+    # What is assigned follows what serves.
+    assert result["actions"] == [f"write {host.root}/etc/instances.json", "restart a-0"]
     assert "restart vllm@a-0.service" in host.calls
 
 
@@ -286,3 +333,243 @@ def test_no_engine_key_stops_before_anything_starts(host: FakeHost) -> None:
     assert result["failed"] is True and "VLLM_API_KEY" in result["msg"]
     assert host.calls == []
     assert not (host.root / "etc/instances.json").exists()
+
+
+# --- settings that do not start ---
+
+
+def test_the_old_settings_serve_again_and_the_play_fails(host: FakeHost) -> None:
+    host.play("a-0")
+    before, assigned = host.serving("a-0"), (host.root / "etc/instances.json").read_text()
+    result = host.play(instances=[bad("a-0", port=8009, gpus=[3])])
+    assert result["failed"] is True
+    assert result["actions"] == ["restart a-0", "start a-0 with what served before"]
+    assert result["verdicts"] == {"a-0": "failed"}
+    assert "a-0 does not start with the settings wanted" in result["msg"]
+    assert "ValueError: no such thing" in result["msg"]
+    assert "serves again. Change the setting, or set vllm_service_retry_failed: true" in result["msg"]
+    assert host.serving("a-0") == before
+    # What the plan and the proxy go by is what serves.
+    assert (host.root / "etc/instances.json").read_text() == assigned
+
+
+def test_progress_says_that_it_goes_back(host: FakeHost) -> None:
+    host.play("a-0")
+    result = host.play(instances=[bad("a-0")], passes=2)
+    assert result["status"] == "a-0 does not start, goes back: loading"
+
+
+@pytest.mark.parametrize("check", [False, True])
+def test_a_failed_digest_is_not_tried_again(host: FakeHost, check: bool) -> None:
+    host.play("a-0")
+    host.play(instances=[bad("a-0")])
+    host.calls.clear()
+    for _run in range(2):
+        result = host.play(instances=[bad("a-0")], check=check)
+        assert (result["failed"], result["changed"], result["actions"], host.calls) == (True, False, [], [])
+        assert "ValueError: no such thing" in result["msg"]
+        assert "still serves, and nothing was tried again" in result["msg"]
+
+
+def test_a_failed_digest_is_tried_again_when_told_so(host: FakeHost) -> None:
+    host.play("a-0")
+    host.play(instances=[bad("a-0")])
+    again = host.play(instances=[bad("a-0")], retry_failed=True)
+    assert again["failed"] is True
+    assert again["actions"] == ["restart a-0", "start a-0 with what served before"]
+    host.bad = []
+    mended = host.play(instances=[bad("a-0")], retry_failed=True)
+    assert (mended.get("failed"), mended["actions"]) == (None, ["restart a-0"])
+    assert "nonsense" in host.serving("a-0")
+    # It has served: from now on it is as good as any other.
+    assert host.play(instances=[bad("a-0")])["changed"] is False
+    assert not (host.root / "state/a-0/failed.json").exists()
+
+
+def test_other_settings_are_tried_anew(host: FakeHost) -> None:
+    host.play("a-0")
+    host.play(instances=[bad("a-0")])
+    good = instance("a-0", engine_args={"max-num-seqs": 9})
+    result = host.play(instances=[good])
+    assert (result.get("failed"), result["actions"]) == (None, ["restart a-0"])
+    assert "max-num-seqs: 9" in host.serving("a-0")
+    assert not (host.root / "state/a-0/failed.json").exists()
+    # Going back is now going back to these.
+    host.play(instances=[bad("a-0")])
+    assert "max-num-seqs: 9" in host.serving("a-0")
+
+
+def test_going_back_is_going_back_to_the_engine_of_then(host: FakeHost) -> None:
+    link = host.root / "engine"
+    link.symlink_to(host.root / "0.32.0-cuda")
+    host.play("a-0")
+    link.unlink()
+    link.symlink_to(host.root / "0.33.0-cuda")
+    host.bad = ["served-model-name"]
+    told = host.root / "etc/instances/a-0/instance.json"
+    host.play("a-0", passes=1)
+    assert json.loads(told.read_text())["engine"] == str(host.root / "0.33.0-cuda")
+    host.play("a-0")
+    assert json.loads(told.read_text())["engine"] == str(host.root / "0.32.0-cuda")
+
+
+@pytest.mark.parametrize("passes", [1, 2, 3])
+def test_a_play_killed_on_the_way_back_is_cured(host: FakeHost, passes: int) -> None:
+    host.play("a-0")
+    before = host.serving("a-0")
+    host.play(instances=[bad("a-0")], passes=passes)
+    result = host.play(instances=[bad("a-0")])
+    assert result["failed"] is True
+    assert host.serving("a-0") == before
+    assert host.play(instances=[bad("a-0")])["changed"] is False
+
+
+def test_files_of_a_run_cut_off_between_them_are_not_taken_for_what_served(host: FakeHost) -> None:
+    host.play("a-0")
+    before = host.serving("a-0")
+    host.run("a-0")
+    # The engine file is new, the rest and what serves is old.
+    (host.root / "etc/instances/a-0/engine.yaml").write_text("nonsense: 1\n")
+    host.play(instances=[bad("a-0")])
+    assert host.serving("a-0") == before
+
+
+def test_what_served_unseen_by_a_play_is_gone_back_to(host: FakeHost) -> None:
+    """The play that started it was killed while it loaded."""
+    host.run("a-0")
+    host.settle()
+    before = host.serving("a-0")
+    host.play(instances=[bad("a-0")])
+    assert host.serving("a-0") == before
+
+
+def test_where_nothing_served_every_run_tries(host: FakeHost) -> None:
+    for verb in ("start", "start"):
+        result = host.play(instances=[bad("a-0")])
+        assert result["failed"] is True
+        assert f"{verb} a-0" in result["actions"]
+        assert "There is nothing else to go back to. Mend the cause" in result["msg"]
+    # systemd's own start limit is the judge of a unit that has failed: it is not started beyond what the run did.
+    assert sum(call == "restart vllm@a-0.service" for call in host.calls) == 2
+
+
+def test_where_neither_starts_both_reasons_are_told_and_the_next_run_begins_anew(host: FakeHost) -> None:
+    host.play("a-0")
+    host.bad = ["model"]
+    result = host.play(instances=[bad("a-0")])
+    assert result["failed"] is True
+    assert "does not start either: unit failed" in result["msg"]
+    assert result["actions"] == ["restart a-0", "start a-0 with what served before"]
+    # The host was at fault and is mended.
+    host.bad = []
+    assert host.play(instances=[bad("a-0")])["actions"] == ["start a-0"]
+    assert "nonsense" in host.serving("a-0")
+
+
+def test_the_engines_words_are_kept_without_secrets(host: FakeHost) -> None:
+    secrets = host.root / "etc/secrets"
+    secrets.write_text('HF_TOKEN="hf_abcdefgh"\n' + secrets.read_text())
+    host.journal = f"key {'k' * 43}\ntoken hf_abcdefgh\n"
+    host.play("a-0")
+    result = host.play(instances=[bad("a-0")])
+    kept = host.root / "state/a-0/failed.json"
+    for text in (result["msg"], kept.read_text()):
+        assert "key ***" in text and "token ***" in text
+        assert "k" * 43 not in text and "hf_abcdefgh" not in text
+    for path in (kept, host.root / "state/a-0/served.json"):
+        assert path.stat().st_mode & 0o777 == 0o600
+    assert (host.root / "state").stat().st_mode & 0o777 == 0o700
+
+
+def test_other_models_go_on(host: FakeHost) -> None:
+    host.play("a-0", "b-0")
+    good = instance("b-0", engine_args={"max-num-seqs": 9})
+    result = host.play(instances=[bad("a-0"), good])
+    assert result["failed"] is True
+    assert result["verdicts"] == {"a-0": "failed", "b-0": "serving"}
+    assert "max-num-seqs: 9" in host.serving("b-0")
+    assert "b-0" not in result["msg"]
+
+
+def test_a_replica_that_serves_is_spared_what_another_failed_with(host: FakeHost) -> None:
+    both = [instance("a-0", gpus=[0]), instance("a-1", gpus=[1], port=8001)]
+    host.play(instances=both)
+    before = [host.serving(name) for name in ("a-0", "a-1")]
+    assigned = (host.root / "etc/instances.json").read_text()
+    host.calls.clear()
+    wanted = [bad("a-0", gpus=[0]), bad("a-1", gpus=[1], port=8001)]
+    result = host.play(instances=wanted)
+    assert result["verdicts"] == {"a-0": "failed", "a-1": "held"}
+    assert "a-1 stays as it is, because of a-0" in result["msg"]
+    assert "restart vllm@a-1.service" not in host.calls
+    assert [host.serving(name) for name in ("a-0", "a-1")] == before
+    assert (host.root / "etc/instances.json").read_text() == assigned
+    assert host.play(instances=wanted)["changed"] is False
+
+
+def test_nobody_gets_a_gpu_before_its_owner_serves_without_it(host: FakeHost) -> None:
+    host.play(instances=[instance("a-0", gpus=[0, 1])])
+    wanted = [instance("a-0", gpus=[0]), instance("b-0", gpus=[1], port=8001)]
+    result = host.run(instances=wanted)
+    assert result["status"] == "a-0 loading; b-0 waits for its turn"
+    assert not (host.root / "etc/instances/b-0").exists()
+    assert host.play(instances=wanted).get("failed") is None
+    assert host.serving("b-0")
+
+
+@pytest.mark.parametrize("kept", [{"gpus": [0, 1]}, {"port": 8005}])
+def test_an_owner_that_goes_back_keeps_its_gpu_and_its_port(host: FakeHost, kept: dict[str, Any]) -> None:
+    host.play(instances=[instance("a-0", **{"gpus": [0], **kept})])
+    taker = instance("b-0", gpus=[1], port=8005)
+    wanted = [bad("a-0", gpus=[0]), taker]
+    for _run in range(2):
+        result = host.play(instances=wanted)
+        assert result["verdicts"] == {"a-0": "failed", "b-0": "held"}
+        assert not (host.root / "etc/instances/b-0").exists()
+        assert [one["name"] for one in json.loads((host.root / "etc/instances.json").read_text())["instances"]] == [
+            "a-0"
+        ]
+    assert result["changed"] is False
+    assert host.serving("a-0")
+
+
+def test_two_that_change_places_do_not_wait_for_each_other(host: FakeHost) -> None:
+    host.play(instances=[instance("a-0", gpus=[0]), instance("b-0", gpus=[1], port=8001)])
+    result = host.play(instances=[instance("a-0", gpus=[1]), instance("b-0", gpus=[0], port=8001)])
+    assert (result.get("failed"), result["verdicts"]) == (None, {"a-0": "serving", "b-0": "serving"})
+
+
+def test_after_a_change_of_places_nobody_goes_back_to_what_is_taken(host: FakeHost) -> None:
+    host.play(instances=[instance("a-0", gpus=[0]), instance("b-0", gpus=[1], port=8001)])
+    wanted = [bad("a-0", gpus=[1]), instance("b-0", gpus=[0], port=8001)]
+    result = host.play(instances=wanted)
+    assert result["verdicts"] == {"a-0": "failed", "b-0": "serving"}
+    assert "cannot go back to what served before: b-0 has its port or a GPU of it" in result["msg"]
+    # Nothing serves there, so that the next run tries again.
+    assert "start a-0" in host.play(instances=wanted)["actions"]
+
+
+def test_without_consent_all_replicas_are_pending_and_nobody_waits(host: FakeHost) -> None:
+    host.play(instances=[instance("a-0"), instance("a-1", port=8001)])
+    changed = [instance(name, port=port, env={"A": "2"}) for name, port in (("a-0", 8000), ("a-1", 8001))]
+    result = host.run(instances=changed, allow_restart=False)
+    assert result["restart_pending"] == ["a-0", "a-1"]
+    assert "pending" not in result
+
+
+def test_without_consent_what_serves_after_a_failure_stays_as_it_is(host: FakeHost) -> None:
+    host.play("a-0")
+    host.play(instances=[bad("a-0", port=8009)])
+    result = host.run(instances=[bad("a-0", port=8009)], allow_restart=False)
+    assert (result["failed"], result["changed"], result["restart_pending"]) == (True, False, [])
+    assert "still serves" in result["msg"]
+
+
+def test_a_removed_instance_leaves_no_trace(host: FakeHost) -> None:
+    host.play("a-0", "b-0")
+    host.play(instances=[bad("a-0"), instance("b-0")])
+    host.play("b-0")
+    left = [path for path in host.root.rglob("*a-0*") if path.name != "vllm@a-0.service.d"]
+    assert left == []
+    # A new one of that name owes nothing to the old one.
+    assert "start a-0" in host.play(instances=[bad("a-0"), instance("b-0")])["actions"]
