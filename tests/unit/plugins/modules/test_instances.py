@@ -32,18 +32,21 @@ class FakeHost:
         #: An engine file with one of these words does not start.
         self.bad: list[str] = []
         self.journal = "INFO loading\nValueError: no such thing\n"
+        self.restarts = 0
 
     def run_command(self, argv: list[str]) -> tuple[int, str, str]:
         verb, *rest = [word for word in argv[1:] if not word.startswith("-")]
         if argv[0] == "journalctl":
-            return 0, self.journal, ""
+            earlier = "" if "_SYSTEMD_INVOCATION_ID=now" in argv else "ValueError: said by the start before\n"
+            return 0, earlier + self.journal, ""
         if verb == "show":
             unit = rest[-1]
             enabled = "enabled" if unit in self.enabled else "disabled"
             state = self.active.get(unit, "inactive")
             return (
                 0,
-                f"ActiveState={state}\nNRestarts=0\nStatusText=\nNeedDaemonReload=no\nUnitFileState={enabled}\n",
+                f"ActiveState={state}\nNRestarts={self.restarts}\nStatusText=\nNeedDaemonReload=no\nUnitFileState={enabled}\n"
+                "InvocationID=now\nJob=\n",
                 "",
             )
         self.calls.append(" ".join([verb, *rest]))
@@ -60,11 +63,15 @@ class FakeHost:
                 self.active[unit] = "inactive"
         return 0, "", ""
 
-    def load(self, name: str) -> None:
+    def record(self, name: str, state: str) -> None:
+        """As the launcher does."""
         told = json.loads((self.root / "etc/instances" / name / "instance.json").read_text())
         record = self.root / "run" / name / "state.json"
         record.parent.mkdir(parents=True, exist_ok=True)
-        record.write_text(json.dumps({"state": "serving", "digest": told["digest"]}))
+        record.write_text(json.dumps({"state": state, "digest": told["digest"]}))
+
+    def load(self, name: str) -> None:
+        self.record(name, "serving")
         self.active[f"vllm@{name}.service"] = "active"
 
     def settle(self) -> None:
@@ -74,8 +81,8 @@ class FakeHost:
             if state != "activating":
                 continue
             if any(word in (self.root / "etc/instances" / name / "engine.yaml").read_text() for word in self.bad):
+                self.record(name, "failed")
                 self.active[unit] = "failed"
-                (self.root / "run" / name / "state.json").unlink(missing_ok=True)
             else:
                 self.load(name)
 
@@ -481,6 +488,23 @@ def test_the_engines_words_are_kept_without_secrets(host: FakeHost) -> None:
     assert (host.root / "state").stat().st_mode & 0o777 == 0o700
 
 
+def test_the_reason_is_looked_for_in_the_starts_before_where_systemd_has_tried_again(host: FakeHost) -> None:
+    host.play("a-0")
+    assert "said by the start before" not in host.play(instances=[bad("a-0")])["msg"]
+    wanted = [instance("a-0", engine_args={"other": 1})]
+    polled = host.run(instances=wanted)["poll_args"]
+    host.restarts = 2
+    host.run(instances=wanted, **polled)
+    assert "said by the start before" in (host.root / "state/a-0/failed.json").read_text()
+
+
+def test_check_mode_keeps_no_books(host: FakeHost) -> None:
+    host.run("a-0")
+    host.settle()
+    host.run("a-0", check=True)
+    assert not (host.root / "state").exists()
+
+
 def test_other_models_go_on(host: FakeHost) -> None:
     host.play("a-0", "b-0")
     good = instance("b-0", engine_args={"max-num-seqs": 9})
@@ -555,6 +579,18 @@ def test_without_consent_all_replicas_are_pending_and_nobody_waits(host: FakeHos
     result = host.run(instances=changed, allow_restart=False)
     assert result["restart_pending"] == ["a-0", "a-1"]
     assert "pending" not in result
+
+
+def test_without_consent_nobody_gets_a_gpu_that_another_still_has(host: FakeHost) -> None:
+    host.play(instances=[instance("a-0", gpus=[0, 1])])
+    wanted = [instance("a-0", gpus=[0]), instance("b-0", gpus=[1], port=8001)]
+    for _run in range(2):
+        result = host.run(instances=wanted, allow_restart=False)
+        assert result["restart_pending"] == ["a-0", "b-0"]
+        assert "pending" not in result
+        assert not (host.root / "etc/instances/b-0").exists()
+    (assigned,) = json.loads((host.root / "etc/instances.json").read_text())["instances"]
+    assert assigned["gpus"] == [0, 1]
 
 
 def test_without_consent_what_serves_after_a_failure_stays_as_it_is(host: FakeHost) -> None:
