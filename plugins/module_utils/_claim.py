@@ -39,9 +39,11 @@ def take(who: str) -> str:
 
 def objection(claim: str) -> str:
     """Return why a run with this claim may not go on, or "". A run without a claim, and a host without one, have none."""
+    if not claim:
+        return ""
     try:
         held = json.loads(read_text(CLAIM) or "{}")
-        if not claim or held.get("id", claim) == claim:
+        if held.get("id", claim) == claim:
             return ""
         since = time.strftime("%H:%M:%S UTC", time.gmtime(int(held["since"])))
         who = str(held["who"])

@@ -127,10 +127,10 @@ def ported(name: str, model: str, port: int, *gpus: int) -> dict[str, Any]:
             [],
         ),
         (
-            [ported("a-0", "a", 1, 0), ported("b-0", "b", 2, 1)],
-            {"a-0": "serving", "b-0": "outdated"},
+            [ported("a-0", "a", 1, 0), ported("b-0", "b", 2, 1), ported("c-0", "c", 3, 2)],
+            {"a-0": "serving", "b-0": "outdated", "c-0": "outdated"},
             {"a-0": ported("a-0", "a", 1, 0, 1)},
-            ["b-0"],
+            ["b-0", "c-0"],
         ),
         # A GPU that both share is not given up.
         (

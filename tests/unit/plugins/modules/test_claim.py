@@ -133,6 +133,7 @@ def test_check_mode_claims_nothing(monkeypatch: pytest.MonkeyPatch, paths: Path)
 def test_a_claim_that_is_none_is_not_guessed_at(text: str, paths: Path) -> None:
     (paths / "claim.json").write_text(text)
     assert _claim.objection("mine") == f"{paths}/claim.json is not what this collection wrote. Remove it and run again."
+    assert _claim.objection("") == ""
 
 
 def test_a_claim_waits_for_what_is_being_changed(paths: Path) -> None:
