@@ -94,6 +94,12 @@ def judge(wanted: str, observed: Observed, started: str | None) -> Verdict:
     return "outdated"
 
 
+def led_away(started: str, observed: Observed) -> bool:
+    """Whether somebody else has stopped the instance that this converge has started, or has made it serve something else."""
+    other = observed.serves and observed.digest != started
+    return not observed.job and (other or observed.active == "inactive")
+
+
 def takes_from(one: Mapping[str, Any], other: Mapping[str, Any], served: Mapping[str, Any]) -> bool:
     """Whether ``one`` is to have a port or a GPU that ``other``, which is to do without, has served with (``served``)."""
     given_up = set(served.get("gpus", ())) - set(other["gpus"])

@@ -271,6 +271,13 @@ class Converge:
     # --- decisions ---
 
     def judge(self) -> None:
+        for name, digest in self.started.items():
+            if name in self.observed and _converge.led_away(digest, self.observed[name]):
+                self.module.fail_json(
+                    msg=f"{name} was stopped, or started with other settings, by somebody else while this run waited for it; nothing more is done "
+                    "here. Run again if yours should win.",
+                    **self.result(),
+                )
         for name, one in self.wanted.items():
             verdict = _converge.judge(one.digest, self.observed[name], self.started.get(name))
             self.verdicts[name] = self.moves[name] = verdict

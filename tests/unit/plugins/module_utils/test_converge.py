@@ -15,6 +15,7 @@ from ansible_collections.gpuops.vllm.plugins.module_utils._converge import (
     failure_text,
     held_back,
     judge,
+    led_away,
     parse_failed,
     parse_served,
     scrubbed,
@@ -54,6 +55,23 @@ def serving(value: str) -> Observed:
 )
 def test_an_instance_is_judged_by_what_it_serves(observed: Observed, started: str | None, verdict: str) -> None:
     assert judge("new", observed, started) == verdict
+
+
+@pytest.mark.parametrize(
+    ("observed", "away"),
+    [
+        (serving("new"), False),
+        (serving("other"), True),
+        # Still the engine before, and the new one is queued.
+        (Observed(active="active", state="serving", digest="other", job=True), False),
+        (Observed(active="inactive", job=True), False),
+        (Observed(active="inactive"), True),
+        (Observed(active="activating", state="loading", digest="other"), False),
+        (Observed(active="failed", digest="other"), False),
+    ],
+)
+def test_what_somebody_else_did_meanwhile_is_seen(observed: Observed, away: bool) -> None:
+    assert led_away("new", observed) == away
 
 
 def one(name: str, model: str, *gpus: int) -> dict[str, Any]:

@@ -192,4 +192,5 @@ def test_site_hands_the_claim_to_all_that_take_one() -> None:
                 found |= set(role["tags"])
                 assert play["module_defaults"] == claiming[0]["module_defaults"]
                 assert plays.index(claiming[0]) <= plays.index(play)
-    assert set(claiming[1]["tags"]) == found
+    assert claiming[1]["tags"] == ["always"]
+    assert set(re.findall(r"'(\w+)'", claiming[1]["when"])) == found | {"all"}

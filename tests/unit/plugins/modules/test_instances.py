@@ -342,6 +342,21 @@ def test_no_engine_key_stops_before_anything_starts(host: FakeHost) -> None:
     assert not (host.root / "etc/instances.json").exists()
 
 
+@pytest.mark.parametrize("others", [{"engine_args": {"max-num-seqs": 7}}, None], ids=["other settings", "stopped"])
+def test_a_run_that_another_has_overtaken_ends(host: FakeHost, others: dict[str, Any] | None) -> None:
+    """Also without a claim: neither waits for ever for what will not come, nor takes it back."""
+    waiting = host.run("a-0")["poll_args"]
+    if others is None:
+        host.active["vllm@a-0.service"] = "inactive"
+    else:
+        host.play(instances=[instance("a-0", **others)])
+    host.calls.clear()
+    result = host.run("a-0", **waiting)
+    assert result["failed"] is True
+    assert "a-0 was stopped, or started with other settings, by somebody else" in result["msg"]
+    assert host.calls == []
+
+
 # --- settings that do not start ---
 
 
