@@ -8,18 +8,21 @@ from __future__ import annotations
 import json
 from collections.abc import Iterable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
 from time import monotonic
 from typing import Any
 
 from ansible.plugins.action import ActionBase
-from ansible_collections.gpuops.vllm.plugins.module_utils import _gpus, _hub
+from ansible_collections.gpuops.vllm.plugins.module_utils import _gpus, _hub, _weights
 from ansible_collections.gpuops.vllm.plugins.module_utils._plan import Host, Plan, known_model_problems, make_plan
-from ansible_collections.gpuops.vllm.plugins.module_utils._wanted import folder_of, is_hub_id, is_path
+from ansible_collections.gpuops.vllm.plugins.module_utils._wanted import is_hub_id, is_path, shown
 from ansible_collections.gpuops.vllm.plugins.modules.plan import DOCUMENTATION
 from ansible_collections.gpuops.vllm.plugins.plugin_utils._arguments import checked_arguments
 
 #: What a host that is not asked shows.
 NOTHING: dict[str, Any] = {"gpus": [], "gpu_problem": "", "gpus_complete": True, "assigned": [], "models": {}}
+
+NO_HUB = "no hub is asked, since vllm_hub_endpoint is empty"
 
 
 class ActionModule(ActionBase):
@@ -38,27 +41,41 @@ class ActionModule(ActionBase):
         problems += _gpus.catalogue_problems(known_gpus, "vllm_plan_known_gpus")
         problems += known_model_problems(known_models)
         if problems and preview:
-            return {**result, "instances": [], "problems": problems, "misfits": [], "plan_warnings": []}
+            return {**result, "instances": [], "weights": [], "problems": problems, "misfits": [], "plan_warnings": []}
         if problems:
             return {**result, **refusal(problems)}
         weights_dir = args["weights_dir"].rstrip("/")
-        wanted = sources(args["models"])
+        wanted = _weights.sources(args["models"])
+        of_hub = [one for one in wanted if is_hub_id(one.model)]
         found = dict(NOTHING)
         # GPUs that nobody has yet are planned for without a host.
         if not (preview and declared):
             found = self._execute_module(
                 module_name="gpuops.vllm.host_info",
                 module_args={
-                    "models": [folder_of(one, weights_dir) for one in wanted],
+                    "models": [one.model for one in wanted if one not in of_hub],
+                    "hub": [one._asdict() for one in of_hub],
+                    "weights_dir": weights_dir,
                     "known_gpus": dict(known_gpus),
                 },
                 task_vars=variables,
             )
             if found.get("failed"):
                 return {**result, **found}
-        numbers, unread = numbers_of(found["models"], {one: folder_of(one, weights_dir) for one in wanted})
-        asked = [one for one in wanted if one not in numbers and is_hub_id(one)]
-        from_hub, unanswered = self._ask_hub(asked, args, variables)
+        commits = {one: _weights.commit_of(one, found["assigned"]) for one in of_hub}
+        moving = {
+            one
+            for one in of_hub
+            if not commits[one] or (args["update_weights"] and not _weights.is_commit(one.revision))
+        }
+        folders = {one: _weights.folder_of(one, commits.get(one, ""), weights_dir) for one in wanted}
+        there = {one for one in of_hub if any(found["models"].get(folders[one], {}).get("verified", {}).values())}
+        answers = self._ask_hub([one for one in of_hub if one in moving or one not in there], args, variables)
+        for one in moving:
+            commits[one] = answers[one].commit if one in answers else ""
+            folders[one] = _weights.folder_of(one, commits[one], weights_dir)
+        numbers, unread = numbers_of(found["models"], {one.model: folders[one] for one in reversed(wanted)})
+        from_hub = {one.model: answer.numbers for one, answer in answers.items() if answer.numbers}
         host = Host(
             name=name,
             # What a host shows is what it has; declared ones are for a plan without it.
@@ -71,6 +88,16 @@ class ActionModule(ActionBase):
             first_port=args["first_port"],
             assigned=found["assigned"],
             numbers={**from_hub, **numbers},
+            commits=commits,
+            files={
+                **{folders[one]: answer.files for one, answer in answers.items() if answer.files is not None},
+                **{
+                    folders[one]: found["models"][folders[one]]["files"]
+                    for one in wanted
+                    if (one in there or one not in of_hub) and "files" in found["models"].get(folders[one], {})
+                },
+            },
+            file_options=args["file_options"],
             known_models=known_models,
             known_gpus=known_gpus,
             options=args["options"],
@@ -84,7 +111,13 @@ class ActionModule(ActionBase):
         )
         plan = make_plan(args["models"], host)
         add_host_findings(plan, found, host, wanted, declared)
-        plan.warnings += unread + [problem for one, problem in unanswered.items() if one not in known_models]
+        weights = downloads(plan.instances, found["models"], trusted=not args["hub_endpoint"])
+        if not preview:
+            plan.problems += unresolved(args["models"], commits, answers)
+            plan.problems += undownloadable(weights, answers, found["models"], args["hub_endpoint"])
+        plan.warnings += unread + [
+            answer.problem for one, answer in answers.items() if answer.problem and one.model not in known_models
+        ]
         if (plan.problems or plan.misfits) and not preview:
             return {**result, **refusal(plan.problems + plan.misfits)}
         if plan.warnings and not preview:
@@ -94,33 +127,102 @@ class ActionModule(ActionBase):
             **result,
             "changed": False,
             "instances": plan.instances,
+            "weights": weights,
             "problems": plan.problems,
             "misfits": plan.misfits,
             "plan_warnings": plan.warnings,
         }
 
     def _ask_hub(
-        self, models: list[str], args: Mapping[str, Any], variables: Mapping[str, Any]
-    ) -> tuple[dict[str, dict[str, Any]], dict[str, str]]:
-        """Return the numbers that the hub has of these models, and why it has none of others; all within one time-out."""
-        endpoint, timeout_s = args["hub_endpoint"], args["hub_timeout_s"]
-        if not endpoint or not models:
-            return {}, {}
+        self, asked: Sequence[_weights.Source], args: Mapping[str, Any], variables: Mapping[str, Any]
+    ) -> dict[_weights.Source, Answer]:
+        """Return what the hub says of these models, all within one time-out; nothing where no hub is named."""
+        endpoint = args["hub_endpoint"]
+        if not endpoint or not asked:
+            return {}
         # Not an argument of the task: those are shown where ANSIBLE_DISPLAY_ARGS_TO_STDOUT is set.
         token = str(self._templar.template(variables.get("vllm_plan_hf_token") or "") or "")
-        revisions = revisions_of(args["models"], models)
+        deadline = monotonic() + args["hub_timeout_s"]
         with ThreadPoolExecutor(max_workers=8) as pool:
-            deadline = monotonic() + timeout_s
-            answers = pool.map(
-                lambda one: _hub.fetch(one, revisions[one], endpoint, token, max(0.1, deadline - monotonic())), models
+            answers = pool.map(lambda one: ask(one, endpoint, token, deadline), asked)
+            return dict(zip(asked, answers, strict=True))
+
+
+@dataclass(frozen=True)
+class Answer:
+    """What the hub says of one model: its commit ("" if that is not known), its files' names, its numbers, and what was wrong."""
+
+    commit: str = ""
+    files: tuple[str, ...] | None = None
+    numbers: dict[str, Any] | None = None
+    problem: str = ""
+
+
+def ask(source: _weights.Source, endpoint: str, token: str, deadline: float) -> Answer:
+    """Ask the hub for a model's commit and metadata until ``deadline`` (of `time.monotonic`)."""
+    snapshot = _hub.resolve(source.model, source.revision, endpoint, token, max(0.1, deadline - monotonic()))
+    if isinstance(snapshot, str):
+        return Answer(problem=snapshot)
+    metadata = _hub.fetch(source.model, snapshot.commit, endpoint, token, max(0.1, deadline - monotonic()))
+    if isinstance(metadata, str):
+        return Answer(snapshot.commit, snapshot.files, problem=metadata)
+    numbers = {"config": metadata.config, "weights_bytes": metadata.weights_bytes, "source": "the hub"}
+    return Answer(snapshot.commit, snapshot.files, numbers)
+
+
+def downloads(
+    instances: Iterable[Mapping[str, Any]], folders: Mapping[str, Mapping[str, Any]], trusted: bool
+) -> list[dict[str, Any]]:
+    """Return the models of the hub that these instances serve, each with the commit, and whether the host has it whole.
+
+    :arg folders: what the host has, by path.
+    :arg trusted: without a hub there are no checksums; then a folder in which the plan finds nothing wrong will do.
+    """
+    found = {}
+    for one in (instance for instance in instances if instance.get("commit")):
+        folder = folders.get(one["path"], {})
+        form = _weights.form_of(one["engine_args"])
+        whole = folder.get("verified", {}).get(form, False) or (trusted and folder.get("problems") == [])
+        found[one["path"], form] = {
+            "model": one["model"], "commit": one["commit"], "path": one["path"], "format": form, "present": bool(whole),
+        }  # fmt: skip
+    return list(found.values())
+
+
+def unresolved(
+    models: object, commits: Mapping[_weights.Source, str], answers: Mapping[_weights.Source, Answer]
+) -> list[str]:
+    """Return why a model of the hub has no commit, and what gives it one, one sentence each."""
+    found = []
+    for source in (one for one, commit in commits.items() if not commit):
+        name = next(str(one.get("name")) for one in _weights.present(models) if _weights.source_of(one) == source)
+        reason = answers[source].problem if source in answers else NO_HUB
+        found.append(
+            f"vllm_models: '{name}' has revision {shown(source.revision or None)}, and no run on this host has written down which commit of {source.model} "
+            f"that is: {reason}. Name a commit (40 hexadecimal digits) in vllm_models[].revision, or let the control node reach the hub (vllm_hub_endpoint)."
+        )
+    return found
+
+
+def undownloadable(
+    weights: Iterable[Mapping[str, Any]],
+    answers: Mapping[_weights.Source, Answer],
+    folders: Mapping[str, Mapping[str, Any]],
+    endpoint: str,
+) -> list[str]:
+    """Return what is known beforehand to keep missing weights from being downloaded, one sentence each."""
+    found = []
+    refused = {one.model: answer.problem for one, answer in answers.items() if isinstance(answer.problem, _hub.Refusal)}
+    for one in (entry for entry in weights if not entry["present"]):
+        if not endpoint:
+            wrong = "; ".join(folders.get(one["path"], {}).get("problems", ["there is no such folder on this host"]))
+            found.append(
+                f"vllm_models[].model is {one['model']!r}, its folder {one['path']}: {wrong}. vllm_hub_endpoint is empty, so that nothing is downloaded: "
+                "name the hub's address there, or copy the weights directory of another host."
             )
-            answered = dict(zip(models, answers, strict=True))
-        numbers = {
-            one: {"config": answer.config, "weights_bytes": answer.weights_bytes, "source": "the hub"}
-            for one, answer in answered.items()
-            if isinstance(answer, _hub.Metadata)
-        }
-        return numbers, {one: answer for one, answer in answered.items() if isinstance(answer, str)}
+        elif one["model"] in refused:
+            found.append(f"{refused[one['model']]}. Nothing could be downloaded.")
+    return found
 
 
 def numbers_of(
@@ -150,42 +252,29 @@ def refusal(problems: Iterable[str]) -> dict[str, Any]:
     return {"failed": True, "msg": f"Nothing was changed. The plan cannot work:\n{listed}", "problems": found}
 
 
-def sources(models: object) -> list[str]:
-    """Return what is to be served, each once; whatever is neither a folder nor of the hub is for the plan to refuse."""
-    if not isinstance(models, list):
-        return []
-    given = (model.get("model") for model in _present(models))
-    return list(dict.fromkeys(str(one) for one in given if is_path(one) or is_hub_id(one)))
-
-
-def revisions_of(models: Iterable[Any], wanted: Sequence[str]) -> dict[str, str]:
-    """Return the revision of each model that is wanted, "" for the hub's main one."""
-    entries = [one for one in _present(models) if one.get("model") in wanted]
-    return {one["model"]: str(one.get("revision") or "") for one in entries}
-
-
-def _present(models: Iterable[Any]) -> list[Mapping[str, Any]]:
-    return [one for one in models if isinstance(one, Mapping) and one.get("state", "present") == "present"]
-
-
 def _kind(gpu: Mapping[str, Any]) -> str:
     return str(gpu.get("kind") or gpu.get("name"))
 
 
 def add_host_findings(
-    plan: Plan, found: Mapping[str, Any], host: Host, wanted: Iterable[str], declared: Sequence[Mapping[str, Any]]
+    plan: Plan,
+    found: Mapping[str, Any],
+    host: Host,
+    wanted: Iterable[_weights.Source],
+    declared: Sequence[Mapping[str, Any]],
 ) -> None:
     """Add what the host itself shows: broken model folders, and GPUs that do not answer where GPUs are wanted."""
     for one in wanted:
-        folder = folder_of(one, host.weights_dir)
-        for problem in found["models"].get(folder, {}).get("problems", ()):
-            if is_path(one):
-                (plan.warnings if host.preview else plan.problems).append(f"vllm_models[].model is {one!r}: {problem}.")
-            elif not host.preview:
-                plan.problems.append(
-                    f"vllm_models[].model is {one!r}, which is served from {folder}: {problem}. This version downloads no weights: "
-                    f"put them there, for example with 'hf download {one} --local-dir {folder}'."
+        folder = _weights.folder_of(one, host.commits.get(one, ""), host.weights_dir)
+        read = found["models"].get(folder, {})
+        for problem in read.get("problems", ()):
+            if is_path(one.model):
+                (plan.warnings if host.preview else plan.problems).append(
+                    f"vllm_models[].model is {one.model!r}: {problem}."
                 )
+            elif any(read.get("verified", {}).values()):
+                # As the hub has it: what is missing or cut short is downloaded again.
+                plan.warnings.append(f"vllm_models[].model is {one.model!r}, served from {folder}: {problem}.")
     if host.gpus and not found["gpus"] and not host.preview:
         plan.problems.append(
             f"vllm_plan_gpus declares GPUs, and {host.name} shows none: only playbooks/plan.yml works with GPUs that are not there. "

@@ -55,14 +55,14 @@ def metadata(path: str, user: str = "vllm") -> dict[str, Any] | None:
     """Return what the plan asks of the folder ``path``, or None where ``user`` may not read it or its config.json is none.
 
     ``config_json`` is config.json as ASCII, with ModelOpt's quantisation in it where that lies beside: as text whatever is
-    in it passes Ansible. ``weights_bytes`` is what all tensors take together, or None where neither index nor shards tell.
+    in it passes Ansible. ``files`` are the names in it. ``weights_bytes`` is what all tensors take together, or None where neither index nor shards tell.
     """
     folder = Path(path)
     try:
         config = None if _unreadable(folder, user) else _config(folder)
         if config is None:
             return None
-        return {"config_json": json.dumps(config), "weights_bytes": _weights_bytes(folder)}
+        return {"config_json": json.dumps(config), "weights_bytes": _weights_bytes(folder), "files": _names(folder)}
     except (OSError, ValueError, RecursionError):
         return None
 
@@ -90,6 +90,11 @@ def total_size(index: object) -> int | None:
     if isinstance(size, float) and size.is_integer():
         size = int(size)
     return size if isinstance(size, int) and not isinstance(size, bool) and 0 < size < 2**63 else None
+
+
+def _names(folder: Path) -> list[str]:
+    """Return the names of the files in a folder that any terminal can show."""
+    return sorted(entry.name for entry in folder.iterdir() if entry.name.isprintable() and entry.is_file())
 
 
 def _config(folder: Path) -> dict[str, Any] | None:

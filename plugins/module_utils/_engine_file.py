@@ -24,8 +24,6 @@ def engine_yaml(instance: Mapping[str, Any]) -> str:
         "host": instance["address"],
         "port": instance["port"],
     }
-    if instance.get("revision"):
-        options["revision"] = instance["revision"]
     lines = [_option(name, value) for name, value in sorted(options.items()) if value is not None]
     return "".join(f"{name}: {value}\n" for name, value in lines)
 

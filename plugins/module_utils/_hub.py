@@ -1,7 +1,7 @@
 # Copyright (c) 2026 The gpuops.vllm authors
 # GNU General Public License v3.0+ (see LICENSE or https://www.gnu.org/licenses/gpl-3.0.txt)
 # SPDX-License-Identifier: GPL-3.0-or-later
-"""A model's metadata from the hub, never its weights: config.json, and how many bytes the weights have."""
+"""A model's metadata from the hub, never its weights: its commit, its files' names, config.json, and the bytes of the weights."""
 
 from __future__ import annotations
 
@@ -16,13 +16,14 @@ import urllib.parse
 import urllib.request
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, TypeVar
 
 from . import _checkpoint
 
 # Real configs have kilobytes, real indexes a few megabytes; who answers may be anybody, and no time-out ends a parser.
 CONFIG_MAX_BYTES = _checkpoint.CONFIG_MAX_BYTES
 INDEX_MAX_BYTES = 16_000_000
+LIST_MAX_BYTES = 8_000_000
 PARSED_INDEX_MAX_BYTES = 2_000_000
 REDIRECTS = (301, 302, 303, 307, 308)
 MAX_REDIRECTS = 5
@@ -36,6 +37,9 @@ TOKEN = re.compile(r"[!-~]+")
 TOTAL_SIZE = re.compile(rb'"metadata"\s*:\s*(\{[^{}]{0,1000}\})')
 
 
+_Found = TypeVar("_Found")
+
+
 @dataclass(frozen=True)
 class Metadata:
     """What the plan asks of a model: its config.json, and the bytes of its weights, both of one commit.
@@ -47,6 +51,25 @@ class Metadata:
     weights_bytes: int | None
 
 
+@dataclass(frozen=True)
+class Snapshot:
+    """A revision of a model: its commit (40 hexadecimal digits), and the names of its files."""
+
+    commit: str
+    files: tuple[str, ...]
+
+
+class Refusal(str):
+    """A problem that is the hub's own word on this model or this token: asking again changes nothing."""
+
+    __slots__ = ()
+
+
+def resolve(model: str, revision: str, endpoint: str, token: str, timeout_s: float) -> Snapshot | str:
+    """Return what a revision of ``model`` is, or one line that says why not and what to do; arguments as of `fetch`."""
+    return _asked(model, revision, endpoint, token, timeout_s, lambda hub, found: found(hub.snapshot()))
+
+
 def fetch(model: str, revision: str, endpoint: str, token: str, timeout_s: float) -> Metadata | str:
     """Return the metadata of ``model`` (``org/name``), or one line that says why not and what to do.
 
@@ -55,13 +78,32 @@ def fetch(model: str, revision: str, endpoint: str, token: str, timeout_s: float
     :arg token: goes to that host only; empty for none.
     :arg timeout_s: for everything together.
     """
+    return _asked(model, revision, endpoint, token, timeout_s, _Hub.read)
+
+
+def _asked(
+    model: str,
+    revision: str,
+    endpoint: str,
+    token: str,
+    timeout_s: float,
+    read: Callable[[_Hub, Callable[[_Found], None]], None],
+) -> _Found | str:
+    """Return the last that ``read`` has found within the time-out, or the problem."""
     problem = _invalid(model, revision, endpoint, token)
     if problem:
         return problem
     hub = _Hub(model, revision or "main", endpoint.rstrip("/"), token, timeout_s)
-    results: list[Metadata | str] = []
+    results: list[_Found | str] = []
+
+    def work() -> None:
+        try:
+            read(hub, results.append)
+        except _HubError as error:
+            results.append(error.problem)
+
     # A resolver that hangs and a server that drips its headers know no timeout: only leaving them behind ends both.
-    thread = threading.Thread(target=hub.read, args=(results.append,), daemon=True)
+    thread = threading.Thread(target=work, daemon=True)
     thread.start()
     thread.join(timeout_s)
     return results[-1] if results else hub.late()
@@ -76,7 +118,7 @@ def _invalid(model: str, revision: str, endpoint: str, token: str) -> str | None
             f"{model}: revision {revision!r} is no branch, tag or commit: needs letters, digits, '.', '_', '-' and '/'"
         )
     if not _is_endpoint(endpoint):
-        return "the hub's address (HF_ENDPOINT) needs the form http(s)://HOST[:PORT][/PATH], without user, password or query"
+        return "the hub's address (vllm_hub_endpoint) needs the form http(s)://HOST[:PORT][/PATH], without user, password or query"
     if token and not TOKEN.fullmatch(token):
         return "vllm_hf_token (value not shown) holds a blank, a line break or a character outside printable ASCII: needs one line as the hub gave it"
     return None
@@ -126,6 +168,10 @@ class _Answer:
 class _HubError(Exception):
     """The message is the problem that is told."""
 
+    def __init__(self, problem: str) -> None:
+        super().__init__(problem)
+        self.problem = problem
+
 
 class _Hub:
     """One model of one hub, asked within one deadline for everything."""
@@ -148,21 +194,32 @@ class _Hub:
         ):
             self.opener.add_handler(handler)
 
-    def read(self, found: Callable[[Metadata | str], None]) -> None:
-        """Hand on what is found: a problem, or the config, and once more when the size of the weights is known, too."""
-        try:
-            config = self.config()
-            found(Metadata(config, None))
-        except _HubError as problem:
-            found(str(problem))
-            return
+    def read(self, found: Callable[[Metadata], None]) -> None:
+        """Hand on the config, and once more when the size of the weights is known, too."""
+        config = self.config()
+        found(Metadata(config, None))
         # Without the size there is still the shape, which tells it, too.
         with contextlib.suppress(_HubError):
             found(Metadata(config, self.weights_bytes()))
 
     def late(self) -> str:
-        remedy = "try again, or correct HF_ENDPOINT and HTTPS_PROXY"
+        remedy = "try again, or correct vllm_hub_endpoint and HTTPS_PROXY"
         return f"{self.model}: {self.endpoint} did not answer within {self.timeout_s:g} s; {remedy}"
+
+    def snapshot(self) -> Snapshot:
+        revision = urllib.parse.quote(self.revision, safe="")
+        answer = self.request("GET", f"{self.endpoint}/api/models/{self.model}/revision/{revision}", LIST_MAX_BYTES)
+        if answer.status != 200:
+            raise _HubError(self.refusal(answer))
+        told = self.parsed("list of files", answer.body) if len(answer.body) <= LIST_MAX_BYTES else None
+        commit = told.get("sha") if isinstance(told, dict) else None
+        listed = told.get("siblings") if isinstance(told, dict) else None
+        if not isinstance(commit, str) or not COMMIT.fullmatch(commit) or not isinstance(listed, list):
+            raise _HubError(
+                f"{self.model}: {self.endpoint} does not say which commit {self.revision} is; correct vllm_hub_endpoint"
+            )
+        names = (one.get("rfilename") for one in listed if isinstance(one, dict))
+        return Snapshot(commit, tuple(name for name in names if isinstance(name, str)))
 
     def config(self) -> dict[str, Any]:
         answer = self.get("config.json", CONFIG_MAX_BYTES)
@@ -175,7 +232,7 @@ class _Hub:
         config = self.parsed("config.json", answer.body)
         if not isinstance(config, dict):
             raise _HubError(
-                f"{self.model}: config.json of {self.endpoint} holds no JSON object; correct HF_ENDPOINT or the model"
+                f"{self.model}: config.json of {self.endpoint} holds no JSON object; correct vllm_hub_endpoint or the model"
             )
         if _checkpoint.quantization_method(config):
             return config
@@ -200,6 +257,11 @@ class _Hub:
 
     def refusal(self, answer: _Answer) -> str:
         """Say what an answer without the file means. The hub answers 401 for a model that is not there, too."""
+        problem = self._refusal(answer)
+        of_the_model = answer.status in (401, 403, 404) and answer.headers.get("x-error-code") != "EntryNotFound"
+        return Refusal(problem) if of_the_model else problem
+
+    def _refusal(self, answer: _Answer) -> str:
         code = answer.headers.get("x-error-code", "")
         if answer.status in (401, 403):
             licence = f"accept its licence on {self.endpoint}/{self.model}"
@@ -220,28 +282,30 @@ class _Hub:
         if answer.status == 429:
             more = "" if self.token else ", or set vllm_hf_token, whose limit is higher"
             return f"{self.model}: {self.endpoint} limits the number of requests (429): wait some minutes{more}"
-        return f"{self.model}: {self.endpoint} answers {answer.status}: try again later, or correct HF_ENDPOINT"
+        return f"{self.model}: {self.endpoint} answers {answer.status}: try again later, or correct vllm_hub_endpoint"
 
     def parsed(self, name: str, body: bytes) -> Any:
         try:
             return json.loads(body)
         except (ValueError, RecursionError):
             raise _HubError(
-                f"{self.model}: {self.endpoint} sends a {name} that is not JSON; correct HF_ENDPOINT or the model"
+                f"{self.model}: {self.endpoint} sends a {name} that is not JSON; correct vllm_hub_endpoint or the model"
             ) from None
 
     def get(self, name: str, limit: int) -> _Answer:
         answer = self.ask("GET", name, limit)
         if answer.status == 200 and len(answer.body) > limit:
             raise _HubError(
-                f"{self.model}: {self.endpoint} sends a {name} of more than {limit} bytes; correct HF_ENDPOINT or the model"
+                f"{self.model}: {self.endpoint} sends a {name} of more than {limit} bytes; correct vllm_hub_endpoint or the model"
             )
         return answer
 
     def ask(self, method: str, name: str, limit: int) -> _Answer:
-        """Ask for a file, through a few redirects. Reads one byte more than ``limit``, so that too much shows."""
         revision = urllib.parse.quote(self.revision, safe="")
-        url = f"{self.endpoint}/{self.model}/resolve/{revision}/{name}"
+        return self.request(method, f"{self.endpoint}/{self.model}/resolve/{revision}/{name}", limit)
+
+    def request(self, method: str, url: str, limit: int) -> _Answer:
+        """Ask for an address, through a few redirects. Reads one byte more than ``limit``, so that too much shows."""
         own: dict[str, str] = {}
         try:
             for _hop in range(MAX_REDIRECTS + 1):
@@ -258,7 +322,9 @@ class _Hub:
                 url = self.redirected(url, place)
         except (OSError, http.client.HTTPException, ValueError) as error:
             raise _HubError(self.unreachable(error)) from None
-        raise _HubError(f"{self.model}: {self.endpoint} redirects more than {MAX_REDIRECTS} times; correct HF_ENDPOINT")
+        raise _HubError(
+            f"{self.model}: {self.endpoint} redirects more than {MAX_REDIRECTS} times; correct vllm_hub_endpoint"
+        )
 
     def open(self, method: str, url: str) -> http.client.HTTPResponse:
         request = urllib.request.Request(url, method=method, headers={"User-Agent": "gpuops.vllm"})  # noqa: S310 # scheme is checked
@@ -271,7 +337,9 @@ class _Hub:
         """Return where a redirect leads, on http only where the endpoint is that itself."""
         target = urllib.parse.urljoin(url, place)
         if _origin(target)[0] not in {"https", _origin(self.endpoint)[0]}:
-            raise _HubError(f"{self.model}: {self.endpoint} redirects to an address without TLS; correct HF_ENDPOINT")
+            raise _HubError(
+                f"{self.model}: {self.endpoint} redirects to an address without TLS; correct vllm_hub_endpoint"
+            )
         return target
 
     def body(self, response: http.client.HTTPResponse, most: int) -> bytes:
@@ -293,5 +361,5 @@ class _Hub:
             return self.late()
         text = getattr(reason, "strerror", None) or (str(reason) if isinstance(reason, (OSError, str)) else "")
         words = "".join(letter if letter.isprintable() else " " for letter in text or type(reason).__name__)[:200]
-        remedy = "check the network, HTTPS_PROXY and HF_ENDPOINT"
+        remedy = "check the network, HTTPS_PROXY and vllm_hub_endpoint"
         return f"{self.model}: {self.endpoint} cannot be reached ({words}): {remedy}"

@@ -12,7 +12,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any
 
-from . import _fit, _profiles
+from . import _fit, _profiles, _weights
 from ._memory import CONTEXT_GIB
 from ._profiles import Findings
 from ._wanted import (
@@ -21,7 +21,6 @@ from ._wanted import (
     check_across,
     checked_models,
     environment_problems,
-    folder_of,
     is_number,
     is_whole,
     replicas,
@@ -41,6 +40,8 @@ class Host:
 
     ``profiles``, ``known_models``, ``known_gpus``, ``options``, ``since`` and ``rules`` are the catalogues (roles/vllm_plan/vars/main).
     ``numbers`` holds, for each model, what was read of it: ``config``, ``weights_bytes`` (or None) and ``source``.
+    ``commits`` holds the commits of models of the hub, as far as they are known, ``files`` the names that are known to lie in a folder,
+    ``file_options`` the options whose value may be such a name.
     ``preview`` looks ahead: what a host only lacks so far (driver, weights) is told, not refused.
     """
 
@@ -59,6 +60,9 @@ class Host:
     options: Mapping[str, Any] = field(default_factory=dict)
     since: Sequence[Mapping[str, Any]] = ()
     rules: Mapping[str, Any] = field(default_factory=dict)
+    commits: Mapping[_weights.Source, str] = field(default_factory=dict)
+    files: Mapping[str, Sequence[str]] = field(default_factory=dict)
+    file_options: Sequence[str] = ()
     vllm_version: str = "0.32.0"
     min_driver: str = ""
     weights_dir: str = "/var/lib/vllm/weights"
@@ -106,6 +110,7 @@ def make_plan(models: object, host: Host) -> Plan:
     _check_shared_gpus(instances, shares, host, plan)
     _check_drivers(instances, host, plan)
     _finish(instances)
+    _find_files(instances, host, plan)
     plan.instances = instances
     # Replicas of a model have the same to say.
     plan.problems, plan.warnings = (list(dict.fromkeys(said)) for said in (plan.problems, plan.warnings))
@@ -190,14 +195,17 @@ def _instance(model: Mapping[str, Any], replica: int, host: Host, plan: Plan) ->
             f"vllm_models: '{model['name']}' has GPUs and the profile '{profile_name}', which uses none. Remove one of them.",
         )
     environment = [host.env, model.get("env") or {}]
+    source = _weights.source_of(model)
+    commit = host.commits.get(source, "")
     return {
         "name": f"{model['name']}-{replica}",
         "model_name": model["name"],
         "replica": replica,
         "host": host.name,
         "model": model["model"],
-        "path": folder_of(model["model"], host.weights_dir),
+        "path": _weights.folder_of(source, commit, host.weights_dir),
         "revision": model.get("revision"),
+        "commit": commit or None,
         "served_as": served_names(model),
         "default": bool(model.get("default")),
         "profile": profile_name,
@@ -535,6 +543,26 @@ def _finish(instances: list[dict[str, Any]]) -> None:
         if instance["device"] == "cuda":
             instance["env"]["CUDA_DEVICE_ORDER"] = "PCI_BUS_ID"
             instance["env"]["CUDA_VISIBLE_DEVICES"] = ",".join(map(str, instance["gpus"]))
+
+
+def _find_files(instances: Sequence[dict[str, Any]], host: Host, plan: Plan) -> None:
+    """Take an option's value that is a bare name for a file beside the weights; refuse one that is known not to be there."""
+    for instance in instances:
+        arguments = instance["engine_args"]
+        for option in host.file_options:
+            name = arguments.get(option)
+            if not _weights.is_file_name(name):
+                continue
+            known = host.files.get(instance["path"])
+            if known is not None and name not in known:
+                kind = str(name).rpartition(".")[2]
+                others = ", ".join(sorted(other for other in known if other.endswith(f".{kind}"))) or "none"
+                report(
+                    plan.problems,
+                    f"vllm_models: '{instance['model_name']}' has engine_args.{option}: {name}, and {instance['model']} no such file (*.{kind}: {others}). "
+                    "Name one of the model's files, or the absolute path of one of the host's.",
+                )
+            arguments[option] = f"{instance['path']}/{name}"
 
 
 def _no_such_gpu(model: Mapping[str, Any], gpu: int, host: Host) -> str:

@@ -91,15 +91,17 @@ def transient_argv(
     argv: Sequence[str],
     description: str = "",
     environment: Mapping[str, str] | None = None,
-    properties: Mapping[str, str] | None = None,
+    properties: Mapping[str, str | Sequence[str]] | None = None,
 ) -> list[str]:
     """The ``systemd-run`` command that starts ``argv`` as a service and does not wait for its end.
 
-    ``$`` is doubled in ``argv``, since systemd would put variables in: the program gets every argument as written.
+    A property with a list is given once for each of its values. ``$`` is doubled in ``argv``, since systemd would put
+    variables in: the program gets every argument as written.
     """
     command = ["systemd-run", "--quiet", "--no-ask-password", f"--unit={unit}"]
     if description:
         command.append(f"--description={description}")
     command += [f"--setenv={key}={value}" for key, value in sorted((environment or {}).items())]
-    command += [f"--property={key}={value}" for key, value in (properties or {}).items()]
+    for key, value in (properties or {}).items():
+        command += [f"--property={key}={one}" for one in ([value] if isinstance(value, str) else value)]
     return [*command, "--", *(argument.replace("$", "$$") for argument in argv)]

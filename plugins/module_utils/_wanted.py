@@ -129,6 +129,10 @@ def _model_problems(where: str, model: Mapping[str, Any]) -> list[str]:
         found.append(
             f"{where}.revision is {shown(revision)}: needs a branch, tag or commit of the hub, in quotes. Correct or remove it."
         )
+    elif revision is not None and is_path(source):
+        found.append(
+            f"{where}.revision is {shown(revision)}, and {where}.model a folder of the host, which has none. Remove it."
+        )
     if "default" in model and not isinstance(model["default"], bool):
         found.append(f"{where}.default is {shown(model['default'])}: needs true or false. Correct it.")
     found += _served_as_problems(f"{where}.served_as", model.get("served_as"))
@@ -232,11 +236,6 @@ def is_path(source: object) -> bool:
 def is_hub_id(source: object) -> bool:
     """Whether a model is one of the hub."""
     return isinstance(source, str) and HUB_ID.match(source) is not None and ".." not in source
-
-
-def folder_of(source: str, weights_dir: str) -> str:
-    """Return the folder on the host that holds a model: its own path, or its id below the weights directory."""
-    return source if is_path(source) else f"{weights_dir}/{source}"
 
 
 def served_names(model: Mapping[str, Any]) -> list[str]:

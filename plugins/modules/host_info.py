@@ -27,6 +27,15 @@ options:
     type: list
     elements: str
     default: []
+  hub:
+    description: Models of the hub, each with C(model) and C(revision); of those whose commit is known, the folder is looked into as well.
+    type: list
+    elements: dict
+    default: []
+  weights_dir:
+    description: Folder of the hub's cache (C(HF_HOME)).
+    type: str
+    default: /var/lib/vllm/weights
   known_gpus:
     description: What is known of GPUs, by kind, as in O(gpuops.vllm.gpu_info#module:known_gpus).
     type: dict
@@ -66,7 +75,8 @@ assigned:
 models:
   description: >-
     For each path, C(problems) that keep it from being served, and, where the service may read it, C(config_json), its config.json as JSON text, and
-    C(weights_bytes), null where they are not known.
+    C(weights_bytes), null where they are not known, and C(files), the names in it. A model of the hub has C(verified) as well: for each form of
+    weights, whether C(vllm-download) has verified all files and all have their size still.
   returned: always
   type: dict
 """
@@ -76,7 +86,7 @@ from pathlib import Path
 from typing import Any
 
 from ansible.module_utils.basic import AnsibleModule
-from ansible_collections.gpuops.vllm.plugins.module_utils import _checkpoint, _gpus, _nvidia_smi
+from ansible_collections.gpuops.vllm.plugins.module_utils import _checkpoint, _gpus, _nvidia_smi, _weights
 from ansible_collections.gpuops.vllm.plugins.module_utils._files import read_text
 from ansible_collections.gpuops.vllm.plugins.module_utils._wanted import PORTS, is_whole
 
@@ -101,10 +111,17 @@ def _is_instance(one: object) -> bool:
     return sound and is_whole(one.get("port", PORTS.start), PORTS)
 
 
+def look_into(path: str) -> dict[str, Any]:
+    """Return what the plan wants to know of a folder."""
+    return {"problems": _checkpoint.problems(path), **(_checkpoint.metadata(path) or {})}
+
+
 def main() -> None:
     module = AnsibleModule(
         argument_spec={
             "models": {"type": "list", "elements": "str", "default": []},
+            "hub": {"type": "list", "elements": "dict", "default": []},
+            "weights_dir": {"type": "str", "default": "/var/lib/vllm/weights"},
             "known_gpus": {"type": "dict", "default": {}},
         },
         supports_check_mode=True,
@@ -116,10 +133,16 @@ def main() -> None:
         module.fail_json(
             msg=f"{ASSIGNED} is not what this collection wrote. Move it away and run again; ports are then given out anew."
         )
-    models = {
-        path: {"problems": _checkpoint.problems(path), **(_checkpoint.metadata(path) or {})}
-        for path in sorted(set(module.params["models"]))
-    }
+    models = {path: look_into(path) for path in sorted(set(module.params["models"]))}
+    weights_dir = module.params["weights_dir"]
+    for one in module.params["hub"]:
+        source = _weights.Source(one["model"], one.get("revision") or "")
+        if commit := _weights.commit_of(source, assigned):
+            folder = _weights.folder_of(source, commit, weights_dir)
+            models[folder] = {
+                **look_into(folder),
+                "verified": _weights.verified(weights_dir, source.model, commit),
+            }
     module.exit_json(
         changed=False,
         gpus=found.gpus,

@@ -81,9 +81,18 @@ options:
     type: int
     default: 8000
   weights_dir:
-    description: Folder on the host below which a model of the hub has its own, named by its id.
+    description: Folder on the host with the hub's cache (C(HF_HOME)).
     type: str
     default: /var/lib/vllm/weights
+  update_weights:
+    description: Asks the hub anew which commit a branch or a tag is; else the one stays that the last run wrote down.
+    type: bool
+    default: false
+  file_options:
+    description: Options of C(vllm serve) whose value may be the name of a file beside the weights.
+    type: list
+    elements: str
+    default: []
   vllm_version:
     description: Version of vLLM that the plan is for; it decides how memory is counted and which options there are.
     type: str
@@ -127,6 +136,13 @@ instances:
   description: >-
     The instances of the host, from which every role renders. C(engine_args_from) says where each engine argument comes from; C(fit) holds the
     verdict and the figures behind it, in GiB of each GPU.
+  returned: success
+  type: list
+  elements: dict
+weights:
+  description: >-
+    The models of the hub that are served, each with C(model), C(commit), C(path), C(format) (V(hf), V(mistral)), and C(present), whether the host
+    has all of its files, verified.
   returned: success
   type: list
   elements: dict

@@ -56,6 +56,7 @@ options:
   properties:
     description:
       - More properties of the service, for example C(User) or C(MemoryMax), as in C(systemd-run --property).
+      - A list gives a property that may come more than once, for example C(EnvironmentFile), each of its values.
     type: dict
     default: {}
   timeout_s:
@@ -250,7 +251,10 @@ class Run:
             "RemainAfterExit": "yes",
             "RuntimeMaxSec": f"{self.params['timeout_s']}s",
             "LogExtraFields": f"{DIGEST_FIELD}={self.digest}",
-            **{key: str(value) for key, value in self.params["properties"].items()},
+            **{
+                key: [str(one) for one in value] if isinstance(value, list) else str(value)
+                for key, value in self.params["properties"].items()
+            },
         }
         environment = {key: str(value) for key, value in self.params["environment"].items()}
         argv = _systemd.transient_argv(

@@ -11,6 +11,7 @@ import pytest
 import yaml
 
 PROFILES = yaml.safe_load((endpoint.TOP / "roles/vllm_plan/vars/main/profiles.yml").read_text())["__vllm_plan_profiles"]
+HUB_CACHE = "/var/lib/vllm/weights/hub"
 MODEL_ID = "mistralai/Mistral-7B-Instruct-v0.3"
 # Machine and instance, with the GPU that it has.
 INSTANCES = {
@@ -74,7 +75,7 @@ def test_the_profile_is_the_kinds_and_not_the_memorys(files: dict[tuple[str, str
 
 def test_a_model_of_the_hub_is_served_from_the_weights_directory(files: dict[tuple[str, str], Options]) -> None:
     assert difference(files[SMALL_A100], files[BY_ID]) == {
-        "model": ("/srv/models/mistral", f"/var/lib/vllm/weights/{MODEL_ID}"),
+        "model": ("/srv/models/mistral", f"{HUB_CACHE}/models--{MODEL_ID.replace('/', '--')}/snapshots/{'1' * 40}"),
         "served-model-name": (["gpt-4"], [MODEL_ID]),
         "port": (8000, 8001),
     }

@@ -178,6 +178,7 @@ def gated_hub() -> Iterator[tuple[str, list[str]]]:
     """A hub with one gated model; yields its address and the tokens that it was shown."""
     shown: list[str] = []
     files: dict[str, dict[str, Any]] = {
+        "main": {"sha": COMMIT, "siblings": [{"rfilename": "config.json"}]},
         "config.json": known_config("Qwen/Qwen3-8B"),
         "model.safetensors.index.json": {"metadata": {"total_size": 16_381_470_720}, "weight_map": {}},
     }
@@ -186,7 +187,8 @@ def gated_hub() -> Iterator[tuple[str, list[str]]]:
         def do_GET(self) -> None:
             shown.append(self.headers.get("Authorization", ""))
             folder, _, name = self.path.rpartition("/")
-            welcome = shown[-1] == f"Bearer {TOKEN}" and folder == "/our/model/resolve/main"
+            places = ("/api/models/our/model/revision", f"/our/model/resolve/{COMMIT}")
+            welcome = shown[-1] == f"Bearer {TOKEN}" and folder in places
             body = json.dumps(files.get(name, {})).encode() if welcome else b"{}"
             self.send_response((200 if name in files else 404) if welcome else 401)
             self.send_header("Content-Length", str(len(body)))
@@ -203,6 +205,7 @@ def gated_hub() -> Iterator[tuple[str, list[str]]]:
 
 
 TOKEN = "hf_nobodysToken"
+COMMIT = "1" * 40
 
 
 def known_config(model: str) -> dict[str, Any]:

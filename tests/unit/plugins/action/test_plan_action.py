@@ -13,40 +13,11 @@ from ansible.plugins.action import ActionBase
 from ansible_collections.gpuops.vllm.plugins.action import plan as action
 from ansible_collections.gpuops.vllm.plugins.module_utils import _hub
 from ansible_collections.gpuops.vllm.plugins.module_utils._plan import Host, Plan
+from ansible_collections.gpuops.vllm.plugins.module_utils._weights import Source
 from ansible_collections.gpuops.vllm.plugins.modules import plan as module
 
 FOUND: dict[str, Any] = {"gpus": [{"index": 0}], "gpu_problem": "", "gpus_complete": True, "assigned": [], "models": {}}
 PATH, HUB = "/srv/models/llama", "org/llama"
-
-
-@pytest.mark.parametrize(
-    ("models", "asked"),
-    [
-        (None, []),
-        ("llama", []),
-        ({"model": HUB}, []),
-        ([{"model": HUB}, {"model": PATH}, {"model": HUB}], [HUB, PATH]),
-        ([{"model": HUB, "state": "absent"}, {"model": PATH, "state": "present"}], [PATH]),
-        # For the plan to refuse: none is looked for.
-        ([HUB, None, {}, {"model": None}, {"model": 7}, {"model": "name"}, {"model": "/srv/../etc"}, {"model": [HUB]}], []),
-    ],
-)  # fmt: skip
-def test_what_is_looked_for(models: object, asked: list[str]) -> None:
-    assert action.sources(models) == asked
-
-
-@pytest.mark.parametrize(
-    ("models", "revisions"),
-    [
-        ([{"model": HUB}], {HUB: ""}),
-        ([{"model": HUB, "revision": "v1"}, {"model": PATH, "revision": "v2"}], {HUB: "v1"}),
-        ([{"model": HUB, "revision": "v1"}, {"model": HUB, "revision": "v0", "state": "absent"}], {HUB: "v1"}),
-        # What is no model stands beside one.
-        (["text", None, {}, {"model": ["x"]}, {"model": HUB, "revision": 7}], {HUB: "7"}),
-    ],
-)
-def test_the_revision_that_the_hub_is_asked_for(models: list[Any], revisions: dict[str, str]) -> None:
-    assert action.revisions_of(models, [HUB]) == revisions
 
 
 def test_a_plan_that_cannot_work_says_each_reason_on_a_line() -> None:
@@ -58,10 +29,9 @@ def test_a_plan_that_cannot_work_says_each_reason_on_a_line() -> None:
 
 
 BROKEN_PATH = "vllm_models[].model is '/srv/models/llama': it holds no config.json."
-BROKEN_HUB = (
-    "vllm_models[].model is 'org/llama', which is served from /weights/org/llama: it holds no config.json. This version downloads no weights: "
-    "put them there, for example with 'hf download org/llama --local-dir /weights/org/llama'."
-)
+COMMIT, OTHER = "1" * 40, "2" * 40
+FOLDER = f"/weights/hub/models--org--llama/snapshots/{COMMIT}"
+BROKEN_HUB = f"vllm_models[].model is 'org/llama', served from {FOLDER}: it holds no config.json."
 NOT_THERE = (
     "vllm_plan_gpus declares GPUs, and gpu01 shows none: only playbooks/plan.yml works with GPUs that are not there. Put them in, or remove vllm_plan_gpus."
 )  # fmt: skip
@@ -70,8 +40,8 @@ NOT_THERE = (
 LOST = {"gpu_problem": "a GPU is lost.", "gpus_complete": False}
 
 
-def broken(folder: str) -> dict[str, Any]:
-    return {"models": {folder: {"problems": ["it holds no config.json"]}}}
+def broken(folder: str, **more: Any) -> dict[str, Any]:
+    return {"models": {folder: {"problems": ["it holds no config.json"], **more}}}
 
 
 @pytest.mark.parametrize(
@@ -81,9 +51,11 @@ def broken(folder: str) -> dict[str, Any]:
         ({"models": {PATH: {"problems": []}}}, PATH, False, [], []),
         (broken(PATH), PATH, False, [BROKEN_PATH], []),
         (broken(PATH), PATH, True, [], [BROKEN_PATH]),
-        (broken("/weights/org/llama"), HUB, False, [BROKEN_HUB], []),
-        # What is to be downloaded is nothing to tell of a plan.
-        (broken("/weights/org/llama"), HUB, True, [], []),
+        # As the hub has it: the engine may know better.
+        (broken(FOLDER, verified={"hf": True}), HUB, False, [], [BROKEN_HUB]),
+        # What is to be downloaded, or to be mended, is nothing to tell of a plan.
+        (broken(FOLDER, verified={"hf": False, "mistral": False}), HUB, False, [], []),
+        (broken(FOLDER), HUB, True, [], []),
         (broken("/somewhere/else"), HUB, False, [], []),
         ({"gpus": []}, PATH, False, [NOT_THERE], []),
         ({"gpus": []}, PATH, True, [], []),
@@ -99,8 +71,11 @@ def test_what_the_host_shows_is_added(
     found: dict[str, Any], model: str, preview: bool, problems: list[str], warnings: list[str]
 ) -> None:
     plan = Plan()
-    host = Host(name="gpu01", gpus=[{"index": 0}], profiles={}, weights_dir="/weights", preview=preview)
-    action.add_host_findings(plan, {**FOUND, **found}, host, [model], [])
+    commits = {Source(HUB): COMMIT}
+    host = Host(
+        name="gpu01", gpus=[{"index": 0}], profiles={}, weights_dir="/weights", preview=preview, commits=commits
+    )
+    action.add_host_findings(plan, {**FOUND, **found}, host, [Source(model)], [])
     assert (plan.problems, plan.warnings) == (problems, warnings)
 
 
@@ -144,14 +119,20 @@ class Task:
         self.asked_host: list[Any] = []
         self.asked_hub: list[Any] = []
         self.hosts: list[Host] = []
+        self.snapshots: dict[str, Any] = {HUB: _hub.Snapshot(COMMIT, ("config.json", "x.jinja"))}
         self.plan = Plan()
         self.module = object.__new__(action.ActionModule)
         self.module._load_name = "gpuops.vllm.plan"
         self.module._templar = cast(Any, SimpleNamespace(template=lambda text: text.replace("{{ token }}", "hf_x")))
         monkeypatch.setattr(ActionBase, "run", lambda *_args: {})
         monkeypatch.setattr(self.module, "_execute_module", lambda **asked: self.asked_host.append(asked) or found)  # type: ignore[func-returns-value]
-        monkeypatch.setattr(_hub, "fetch", lambda *asked: self.asked_hub.append(asked) or hub[asked[0]])  # type: ignore[func-returns-value]
+        monkeypatch.setattr(_hub, "resolve", self.resolve)
+        monkeypatch.setattr(_hub, "fetch", lambda *asked: self.asked_hub.append(("fetch", *asked)) or hub[asked[0]])  # type: ignore[func-returns-value]
         monkeypatch.setattr(action, "make_plan", lambda _models, host: self.hosts.append(host) or self.plan)  # type: ignore[func-returns-value]
+
+    def resolve(self, *asked: Any) -> Any:
+        self.asked_hub.append(("resolve", *asked))
+        return self.snapshots.get(asked[0], f"{asked[0]}: the hub is silent")
 
     def run(self, **args: Any) -> dict[str, Any]:
         self.module._task = cast(Any, SimpleNamespace(args={**ARGS, **args}))
@@ -170,7 +151,7 @@ def task(monkeypatch: pytest.MonkeyPatch) -> Task:
         "known/model": "known/model: the hub is silent",
         "a/b": "a/b: the hub is silent",
     }
-    read = {"config_json": json.dumps(CONFIG), "weights_bytes": 5, "problems": []}
+    read = {"config_json": json.dumps(CONFIG), "weights_bytes": 5, "problems": [], "files": ["config.json"]}
     return Task(monkeypatch, {**FOUND, "models": {PATH: read}}, hub)
 
 
@@ -198,6 +179,8 @@ def test_what_the_inventory_does_not_say(task: Task) -> None:
         known_models=ARGS["known_models"],
         since=[],
         numbers={PATH: {"config": CONFIG, "weights_bytes": 5, "source": "the host"}},
+        files={PATH: ["config.json"]},
+        file_options=[],
     )
 
 
@@ -279,19 +262,23 @@ def test_a_config_of_the_host_costs_only_its_own_numbers(
     monkeypatch: pytest.MonkeyPatch, text: str, source: str | None
 ) -> None:
     read = {"config_json": text, "weights_bytes": 5, "problems": []}
-    task = Task(
-        monkeypatch, {**FOUND, "models": {"/weights/a/b": read, PATH: {"problems": []}}}, {"a/b": "a/b: silent"}
-    )
-    found = task.run(models=[{"name": "a", "model": "a/b"}, {"name": "b", "model": PATH}], weights_dir="/weights")
-    assert task.host.numbers.get("a/b", {}).get("source") == source
-    assert ("/weights/a/b/config.json is nested too deeply" in "".join(found["plan_warnings"])) is (text in (DEEP, "{"))
+    other = "/srv/models/other"
+    task = Task(monkeypatch, {**FOUND, "models": {other: read, PATH: {"problems": []}}}, {})
+    found = task.run(models=[{"name": "a", "model": other}, {"name": "b", "model": PATH}])
+    assert task.host.numbers.get(other, {}).get("source") == source
+    assert (f"{other}/config.json is nested too deeply" in "".join(found["plan_warnings"])) is (text in (DEEP, "{"))
 
 
 def test_the_host_is_asked_for_the_folders_of_its_models(task: Task) -> None:
     task.run(models=[{"name": "a", "model": PATH}, {"name": "b", "model": HUB}], weights_dir="/weights")
     (asked,) = task.asked_host
     assert asked["module_name"] == "gpuops.vllm.host_info"
-    assert asked["module_args"] == {"models": [PATH, "/weights/org/llama"], "known_gpus": {"h100": H100}}
+    assert asked["module_args"] == {
+        "models": [PATH],
+        "hub": [{"model": HUB, "revision": ""}],
+        "weights_dir": "/weights",
+        "known_gpus": {"h100": H100},
+    }
     assert asked["task_vars"]["inventory_hostname"] == "gpu01"
 
 
@@ -334,9 +321,17 @@ def test_the_hub_is_asked_for_what_the_host_does_not_have(task: Task) -> None:
         {"name": "c", "model": "/srv/x"},
     ]
     task.run(models=models, hub_timeout_s=9)
-    assert task.asked_hub == [(HUB, "v1", "https://hub.example.com", "hf_x", pytest.approx(9.0, abs=1))]
+    assert task.asked_hub == [
+        ("resolve", HUB, "v1", "https://hub.example.com", "hf_x", pytest.approx(9.0, abs=1)),
+        ("fetch", HUB, COMMIT, "https://hub.example.com", "hf_x", pytest.approx(9.0, abs=1)),
+    ]
     assert task.host.numbers[HUB] == {"config": CONFIG, "weights_bytes": 7, "source": "the hub"}
     assert set(task.host.numbers) == {PATH, HUB}
+    assert task.host.commits == {Source(HUB, "v1"): COMMIT}
+    assert task.host.files == {
+        PATH: ["config.json"],
+        f"/var/lib/vllm/weights/hub/models--org--llama/snapshots/{COMMIT}": ("config.json", "x.jinja"),
+    }
 
 
 @pytest.mark.parametrize("endpoint", ["", None])
@@ -346,16 +341,140 @@ def test_no_hub_is_asked_where_none_is_named(task: Task, endpoint: str | None) -
 
 
 def test_why_the_hub_has_nothing_is_told_of_models_that_nobody_knows(task: Task) -> None:
-    found = task.run(models=[{"name": "a", "model": "known/model"}, {"name": "b", "model": "a/b"}])
+    models = [
+        {"name": "a", "model": "known/model", "revision": COMMIT},
+        {"name": "b", "model": "a/b", "revision": COMMIT},
+    ]
+    found = task.run(models=models)
     assert found["plan_warnings"] == ["a/b: the hub is silent"]
     # Ansible shows a text that several hosts have only once.
     assert found["warnings"] == ["gpu01: a/b: the hub is silent"]
 
 
+# --- which commit --------------------------------------------------------------------------------------------
+
+
+def hub_task(monkeypatch: pytest.MonkeyPatch, assigned: list[dict[str, Any]], **verified: bool) -> Task:
+    """A host that has what ``verified`` says of the commit that it has written down."""
+    read = {"problems": [], "verified": {"hf": False, "mistral": False, **verified}, "files": ["config.json"]}
+    read |= {"config_json": json.dumps(CONFIG), "weights_bytes": 3}
+    found = {**FOUND, "assigned": assigned, "models": {FOLDER: read} if assigned else {}}
+    return Task(monkeypatch, found, {HUB: _hub.Metadata(CONFIG, 7)})
+
+
+WRITTEN = {"name": "llama-0", "model": HUB, "revision": None, "commit": COMMIT}
+
+
+@pytest.mark.parametrize(
+    ("assigned", "revision", "update", "commit", "asked"),
+    [
+        # Written down, and there: nobody is asked.
+        ([WRITTEN], None, False, COMMIT, False),
+        ([WRITTEN], None, True, OTHER, True),
+        # Another revision is another question.
+        ([WRITTEN], "v2", False, OTHER, True),
+        ([{**WRITTEN, "revision": "v2"}], None, False, OTHER, True),
+        ([{**WRITTEN, "model": "org/other"}], None, False, OTHER, True),
+        ([{**WRITTEN, "commit": "main"}], None, False, OTHER, True),
+        ([], None, False, OTHER, True),
+        # A commit never moves.
+        ([WRITTEN], COMMIT, True, COMMIT, False),
+    ],
+)
+def test_a_commit_stays_until_something_else_is_asked_for(
+    monkeypatch: pytest.MonkeyPatch,
+    assigned: list[dict[str, Any]],
+    revision: str | None,
+    update: bool,
+    commit: str,
+    asked: bool,
+) -> None:
+    task = hub_task(monkeypatch, assigned, hf=True)
+    task.snapshots[HUB] = _hub.Snapshot(OTHER, ())
+    found = task.run(
+        models=[{"name": "llama", "model": HUB, "revision": revision}], update_weights=update, weights_dir="/weights"
+    )
+    assert "failed" not in found, found
+    assert list(task.host.commits.values()) == [commit]
+    assert bool(task.asked_hub) is asked
+
+
+@pytest.mark.parametrize(
+    ("endpoint", "reason"),
+    [
+        ("https://hub.example.com", "org/llama: the hub is silent"),
+        ("", "no hub is asked, since vllm_hub_endpoint is empty"),
+    ],
+)
+def test_a_branch_that_nobody_can_resolve_is_refused_with_both_ways_out(
+    monkeypatch: pytest.MonkeyPatch, endpoint: str, reason: str
+) -> None:
+    task = hub_task(monkeypatch, [])
+    task.snapshots.clear()
+    models = [{"name": "llama", "model": HUB, "revision": "v1"}]
+    found = task.run(models=models, hub_endpoint=endpoint)
+    assert found["problems"] == [
+        f"vllm_models: 'llama' has revision 'v1', and no run on this host has written down which commit of org/llama that is: {reason}. "
+        "Name a commit (40 hexadecimal digits) in vllm_models[].revision, or let the control node reach the hub (vllm_hub_endpoint)."
+    ]
+    task.plan = Plan()
+    assert task.run(models=models, hub_endpoint=endpoint, preview=True)["problems"] == []
+
+
+SERVED = {"name": "llama-0", "model": HUB, "commit": COMMIT, "path": FOLDER, "engine_args": {}}
+
+
+@pytest.mark.parametrize(
+    ("verified", "engine_args", "form", "present"),
+    [
+        ({"hf": True}, {}, "hf", True),
+        ({}, {}, "hf", False),
+        ({"hf": True}, {"load-format": "mistral"}, "mistral", False),
+        ({"mistral": True}, {"config-format": "mistral"}, "mistral", True),
+    ],
+)
+def test_what_is_to_be_downloaded_is_handed_on(
+    monkeypatch: pytest.MonkeyPatch, verified: dict[str, bool], engine_args: dict[str, Any], form: str, present: bool
+) -> None:
+    task = hub_task(monkeypatch, [WRITTEN], **verified)
+    # Replicas share it, and what is no model of the hub has none.
+    served = {**SERVED, "engine_args": engine_args}
+    task.plan.instances += [served, {**served, "name": "llama-1"}, {"name": "own-0", "model": PATH, "commit": None}]
+    found = task.run(models=[{"name": "llama", "model": HUB}], weights_dir="/weights")
+    assert found["weights"] == [{"model": HUB, "commit": COMMIT, "path": FOLDER, "format": form, "present": present}]
+
+
+def test_without_a_hub_a_folder_that_looks_whole_will_do(monkeypatch: pytest.MonkeyPatch) -> None:
+    task = hub_task(monkeypatch, [WRITTEN])
+    task.plan.instances.append(SERVED)
+    models = [{"name": "llama", "model": HUB}]
+    assert task.run(models=models, hub_endpoint="", weights_dir="/weights")["weights"][0]["present"] is True
+    # What the plan would serve is not what the host has.
+    task.plan.instances[:] = [{**SERVED, "path": "/weights/none"}]
+    found = task.run(models=models, hub_endpoint="", weights_dir="/weights")
+    assert found["problems"] == [
+        "vllm_models[].model is 'org/llama', its folder /weights/none: there is no such folder on this host. vllm_hub_endpoint is empty, so that nothing is "
+        "downloaded: name the hub's address there, or copy the weights directory of another host."
+    ]
+
+
+@pytest.mark.parametrize(
+    ("answer", "problems"), [(_hub.Refusal("org/llama: gated"), 1), ("org/llama: a slow network", 0)]
+)
+def test_a_model_that_the_hub_refuses_stops_before_any_change(
+    monkeypatch: pytest.MonkeyPatch, answer: str, problems: int
+) -> None:
+    task = hub_task(monkeypatch, [WRITTEN])
+    task.plan.instances.append(SERVED)
+    task.snapshots[HUB] = answer
+    found = task.run(models=[{"name": "llama", "model": HUB}], weights_dir="/weights")
+    assert found["problems"] == ["org/llama: gated. Nothing could be downloaded."][:problems]
+
+
 def test_a_plan_that_works_is_handed_on(task: Task) -> None:
     task.plan.instances.append({"name": "llama-0"})
     assert task.run() == {
-        "changed": False, "instances": [{"name": "llama-0"}], "problems": [], "misfits": [], "plan_warnings": [],
+        "changed": False, "instances": [{"name": "llama-0"}], "weights": [], "problems": [], "misfits": [], "plan_warnings": [],
     }  # fmt: skip
 
 
@@ -384,4 +503,4 @@ def test_catalogues_and_gpus_that_are_wrong_are_told_together_and_before_anythin
 
 def test_entries_that_are_no_models_go_to_the_plan_and_nowhere_else(task: Task) -> None:
     task.run(models=["text", None, {"model": 7}, {"name": "b", "model": HUB}])
-    assert [asked[0] for asked in task.asked_hub] == [HUB]
+    assert {asked[1] for asked in task.asked_hub} == {HUB}

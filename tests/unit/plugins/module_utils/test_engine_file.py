@@ -72,8 +72,8 @@ def test_null_leaves_an_option_to_vllm() -> None:
     assert "dtype" not in loaded(dtype=None)
 
 
-def test_a_revision_is_pinned() -> None:
-    assert 'revision: "0123abc"\n' in _engine_file.engine_yaml(instance(revision="0123abc"))
+def test_the_folder_alone_says_which_commit_it_is() -> None:
+    assert "revision" not in _engine_file.engine_yaml(instance(revision="v1", commit="1" * 40))
 
 
 def test_the_launcher_is_told_where_its_engine_listens() -> None:

@@ -219,14 +219,14 @@ def test_a_model_that_was_renamed_is_found_under_its_new_name(hub: StandIn) -> N
 
 def test_circles_end(hub: StandIn) -> None:
     hub.says("config.json", 302, Location=f"/{MODEL}/resolve/main/config.json")
-    assert fetch(hub) == f"{MODEL}: {hub.address} redirects more than 5 times; correct HF_ENDPOINT"
+    assert fetch(hub) == f"{MODEL}: {hub.address} redirects more than 5 times; correct vllm_hub_endpoint"
     assert len(hub.asked) == 6
 
 
 @pytest.mark.parametrize("place", ["ftp://127.0.0.1/config.json", "file:///etc/hostname", "data:,{}"])
 def test_a_redirect_to_another_protocol_is_not_followed(hub: StandIn, place: str) -> None:
     hub.says("config.json", 302, Location=place)
-    assert fetch(hub) == f"{MODEL}: {hub.address} redirects to an address without TLS; correct HF_ENDPOINT"
+    assert fetch(hub) == f"{MODEL}: {hub.address} redirects to an address without TLS; correct vllm_hub_endpoint"
 
 
 def test_a_redirect_away_from_tls_is_refused() -> None:
@@ -294,7 +294,7 @@ def test_a_config_that_names_its_quantisation_is_enough(hub: StandIn) -> None:
             "",
             "{model}: {hub} limits the number of requests (429): wait some minutes, or set vllm_hf_token, whose limit is higher",
         ),
-        (503, "", TOKEN, "{model}: {hub} answers 503: try again later, or correct HF_ENDPOINT"),
+        (503, "", TOKEN, "{model}: {hub} answers 503: try again later, or correct vllm_hub_endpoint"),
     ],
 )
 def test_a_refusal_says_what_to_do(hub: StandIn, status: int, code: str, token: str, problem: str) -> None:
@@ -312,13 +312,17 @@ def test_a_quantisation_that_cannot_be_read_is_not_taken_for_none(hub: StandIn, 
 def test_garbage_is_no_config(hub: StandIn, body: bytes) -> None:
     hub.has("config.json", body)
     assert (
-        fetch(hub) == f"{MODEL}: {hub.address} sends a config.json that is not JSON; correct HF_ENDPOINT or the model"
+        fetch(hub)
+        == f"{MODEL}: {hub.address} sends a config.json that is not JSON; correct vllm_hub_endpoint or the model"
     )
 
 
 def test_a_config_is_an_object(hub: StandIn) -> None:
     hub.has("config.json", [CONFIG])
-    assert fetch(hub) == f"{MODEL}: config.json of {hub.address} holds no JSON object; correct HF_ENDPOINT or the model"
+    assert (
+        fetch(hub)
+        == f"{MODEL}: config.json of {hub.address} holds no JSON object; correct vllm_hub_endpoint or the model"
+    )
 
 
 @pytest.mark.parametrize("index", [b"<html>", b"[" * 200_000, b"[]", b"{}", b'{"metadata": {"total_size": "12"}}'])
@@ -364,7 +368,7 @@ def test_files_are_read_up_to_a_limit(hub: StandIn, monkeypatch: pytest.MonkeyPa
     monkeypatch.setattr(_hub, "CONFIG_MAX_BYTES", size - 1)
     assert (
         fetch(hub)
-        == f"{MODEL}: {hub.address} sends a config.json of more than {size - 1} bytes; correct HF_ENDPOINT or the model"
+        == f"{MODEL}: {hub.address} sends a config.json of more than {size - 1} bytes; correct vllm_hub_endpoint or the model"
     )
     monkeypatch.setattr(_hub, "CONFIG_MAX_BYTES", size)
     monkeypatch.setattr(_hub, "INDEX_MAX_BYTES", 10)
@@ -416,7 +420,7 @@ def test_a_slow_hub_is_given_up_in_time(
     began = time.monotonic()
     assert (
         fetch(hub, timeout_s=0.3)
-        == f"{MODEL}: {hub.address} did not answer within 0.3 s; try again, or correct HF_ENDPOINT and HTTPS_PROXY"
+        == f"{MODEL}: {hub.address} did not answer within 0.3 s; try again, or correct vllm_hub_endpoint and HTTPS_PROXY"
     )
     assert time.monotonic() - began < 1.5
 
@@ -445,7 +449,7 @@ def test_a_hub_that_is_not_there_is_named(hub: StandIn, servers: Callable[[], St
         address = f"http://127.0.0.1:{closed.server_address[1]}"
         assert (
             _hub.fetch(MODEL, "", address, TOKEN, 5.0)
-            == f"{MODEL}: {address} cannot be reached (Connection refused): check the network, HTTPS_PROXY and HF_ENDPOINT"
+            == f"{MODEL}: {address} cannot be reached (Connection refused): check the network, HTTPS_PROXY and vllm_hub_endpoint"
         )
 
 
@@ -535,7 +539,7 @@ def test_a_revision_that_is_none_is_never_asked_for(hub: StandIn, revision: str)
 def test_an_address_that_is_none_is_refused_and_not_repeated(endpoint: str) -> None:
     assert (
         _hub.fetch(MODEL, "", endpoint, TOKEN, 5.0)
-        == "the hub's address (HF_ENDPOINT) needs the form http(s)://HOST[:PORT][/PATH], without user, password or query"
+        == "the hub's address (vllm_hub_endpoint) needs the form http(s)://HOST[:PORT][/PATH], without user, password or query"
     )
 
 
@@ -555,3 +559,46 @@ def test_no_problem_shows_the_token(hub: StandIn) -> None:
         answers.append(fetch(hub))
     assert len(answers) == 7
     assert all(isinstance(answer, str) and TOKEN not in answer and "\n" not in answer for answer in answers)
+
+
+# --- which commit, and which files ---------------------------------------------------------------------------
+
+
+def resolve(hub: StandIn, revision: str = "", token: str = TOKEN) -> _hub.Snapshot | str:
+    return _hub.resolve(MODEL, revision, hub.address, token, 10.0)
+
+
+def test_a_branch_is_resolved_to_its_commit_and_files(hub: StandIn) -> None:
+    hub.has("v1", {"sha": COMMIT, "siblings": [{"rfilename": "config.json"}, {"rfilename": "a/b.jinja"}, {}, 7]})
+    assert resolve(hub, "v1") == _hub.Snapshot(COMMIT, ("config.json", "a/b.jinja"))
+    assert hub.asked == [("GET", f"/api/models/{MODEL}/revision/v1", f"Bearer {TOKEN}")]
+
+
+@pytest.mark.parametrize("said", [{}, [], {"sha": "main", "siblings": []}, {"sha": COMMIT}, {"sha": 7, "siblings": []}])
+def test_an_answer_without_a_commit_is_none(hub: StandIn, said: object) -> None:
+    hub.has("main", said)
+    assert resolve(hub) == f"{MODEL}: {hub.address} does not say which commit main is; correct vllm_hub_endpoint"
+
+
+@pytest.mark.parametrize(
+    ("status", "code", "final"),
+    [
+        (401, "GatedRepo", True),
+        (403, "", True),
+        (404, "RevisionNotFound", True),
+        (404, "EntryNotFound", False),
+        (429, "", False),
+        (503, "", False),
+    ],
+)
+def test_only_the_hubs_own_no_is_final(hub: StandIn, status: int, code: str, final: bool) -> None:
+    hub.says("main", status, X_Error_Code=code)
+    assert isinstance(resolve(hub), _hub.Refusal) is final
+    hub.says("config.json", status, X_Error_Code=code)
+    assert isinstance(fetch(hub), _hub.Refusal) is final
+
+
+def test_a_hub_that_is_not_there_is_not_final() -> None:
+    found = _hub.resolve(MODEL, "", "http://127.0.0.1:9", "", 5.0)
+    assert isinstance(found, str)
+    assert not isinstance(found, _hub.Refusal)

@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 import yaml
-from ansible_collections.gpuops.vllm.plugins.module_utils import _gpus, _wanted
+from ansible_collections.gpuops.vllm.plugins.module_utils import _gpus, _wanted, _weights
 from ansible_collections.gpuops.vllm.plugins.module_utils._plan import Host, known_model_problems, make_plan
 
 FOLDER = Path(__file__).parents[4] / "roles/vllm_plan/vars/main"
@@ -68,6 +68,7 @@ def test_one_model_on_one_gpu() -> None:
         "model": "/srv/models/llama",
         "path": "/srv/models/llama",
         "revision": None,
+        "commit": None,
         "served_as": ["llama"],
         "default": True,
         "profile": "h100_fp8",
@@ -599,3 +600,56 @@ def test_environments_are_laid_over_one_another_as_text() -> None:
     where = host(gpu_profile="own", profiles=profiles, env={"B": 2, "C": 2})
     (instance,) = planned([model(env={"C": 3.5})], where)
     assert instance["env"] == {"A": "1", "B": "2", "C": "3.5"}
+
+
+# --- models of the hub ---------------------------------------------------------------------------------------
+
+HUB, COMMIT = "org/llama", "1" * 40
+FOLDER = f"/var/lib/vllm/weights/hub/models--org--llama/snapshots/{COMMIT}"
+
+
+def hub_host(**changes: Any) -> Host:
+    commits = {_weights.Source(HUB): COMMIT}
+    options = DATA["__vllm_plan_file_options"]
+    return host(gpu_profile="cpu", commits=commits, file_options=options, **changes)
+
+
+def test_a_model_of_the_hub_is_served_from_its_commit() -> None:
+    (instance,) = planned([model(model=HUB)], hub_host())
+    assert (instance["path"], instance["commit"], instance["revision"]) == (FOLDER, COMMIT, None)
+
+
+def test_a_revision_of_a_folder_is_refused() -> None:
+    assert refused([model(revision="v1")]) == [
+        "vllm_models[0].revision is 'v1', and vllm_models[0].model a folder of the host, which has none. Remove it."
+    ]
+
+
+@pytest.mark.parametrize("option", ["chat-template", "tool-parser-plugin", "reasoning-parser-plugin"])
+@pytest.mark.parametrize(
+    ("value", "files", "used"),
+    [
+        ("x.jinja", {FOLDER: ["x.jinja"]}, f"{FOLDER}/x.jinja"),
+        # Nobody knows the files: the engine will say.
+        ("x.jinja", {}, f"{FOLDER}/x.jinja"),
+        ("/srv/x.jinja", {FOLDER: []}, "/srv/x.jinja"),
+        ("{{ messages }}", {FOLDER: []}, "{{ messages }}"),
+    ],
+)
+def test_a_file_beside_the_weights_goes_by_its_name(option: str, value: str, files: dict[str, Any], used: str) -> None:
+    (instance,) = planned([model(model=HUB, engine_args={option: value})], hub_host(files=files))
+    assert instance["engine_args"][option] == used
+
+
+def test_a_file_that_the_model_does_not_have_is_refused() -> None:
+    wanted = [model(model=HUB, engine_args={"chat_template": "y.jinja"})]
+    assert refused(wanted, hub_host(files={FOLDER: ["config.json", "b.jinja", "a.jinja"]})) == [
+        "vllm_models: 'llama' has engine_args.chat-template: y.jinja, and org/llama no such file (*.jinja: a.jinja, b.jinja). "
+        "Name one of the model's files, or the absolute path of one of the host's."
+    ]
+
+
+def test_and_so_does_one_of_a_folder_of_the_host() -> None:
+    path = "/srv/models/llama"
+    (instance,) = planned([model(engine_args={"chat-template": "x.jinja"})], hub_host(files={path: ["x.jinja"]}))
+    assert instance["engine_args"]["chat-template"] == f"{path}/x.jinja"

@@ -136,6 +136,28 @@ def test_a_model_is_handed_on_as_text(host: FakeHost) -> None:
     assert "config_json" not in found[str(folder / "none")]
 
 
+def test_a_model_of_the_hub_is_looked_into_where_its_commit_is_known(host: FakeHost) -> None:
+    written, pinned = "1" * 40, "2" * 40
+    instance = {"name": "a-0", "model": "org/a", "revision": "v1", "commit": written}
+    (host.root / "instances.json").write_text(json.dumps({"version": 1, "instances": [instance]}))
+    repository = host.root / "hub/models--org--a"
+    folders = {commit: repository / "snapshots" / commit for commit in (written, pinned)}
+    for folder in folders.values():
+        folder.mkdir(parents=True)
+        (folder / "config.json").write_text('{"a": 1}')
+    (repository / "verified").mkdir()
+    (repository / f"verified/{pinned}.json").write_text('{"files": {"config.json": 8}}')
+    for place in [*folders.values(), *folders[written].parents][:6]:
+        place.chmod(0o755)
+    asked = [{"model": "org/a", "revision": revision} for revision in ("v1", pinned, "v2")]
+    found = host.run(host_info, hub=asked, weights_dir=str(host.root))["models"]
+    assert {path: one["verified"]["hf"] for path, one in found.items()} == {
+        str(folders[written]): False,
+        str(folders[pinned]): True,
+    }
+    assert found[str(folders[written])]["files"] == ["config.json"]
+
+
 def test_documentation_names_what_a_gpu_has() -> None:
     documented = yaml.safe_load(gpu_info.RETURN)["gpus"]["contains"]
     assert set(documented) == set(_gpus.Gpu.__annotations__)

@@ -1,0 +1,195 @@
+"""Weights of a hub: what was downloaded how, and what happens when the hub, the disk or the files are not as they should be."""
+
+from __future__ import annotations
+
+import json
+import re
+import time
+from collections.abc import Iterator
+from typing import Any
+
+import playbook
+import pytest
+
+testinfra_hosts = ["ansible://gpu01"]
+
+TOKEN = "hf_FromTheScenarioWeights"
+PASSWORD = "s3cret-of-the-proxy"
+FIRST, SECOND = "1" * 40, "2" * 40
+HOME = "/var/lib/vllm/weights"
+REPOSITORY = f"{HOME}/hub/models--gpuops--demo"
+CONFIG = "/srv/hub/config.json"
+INVENTORIES = ["molecule/weights/inventory"]
+#: Up to the instances: the proxy and what comes after have scenarios of their own.
+SHORT = "--skip-tags=proxy,certificate,verify"
+
+
+def site(*arguments: str, **variables: object) -> playbook.Done:
+    return playbook.run("site.yml", SHORT, *arguments, hosts=["gpu01"], inventories=INVENTORIES, **variables)
+
+
+def role(home: str = HOME, commit: str = FIRST, **variables: object) -> playbook.Done:
+    """Run the role alone."""
+    wanted = [{"model": "gpuops/demo", "commit": commit, "format": "hf"}]
+    settings = {
+        "vllm_weights_dir": home,
+        "vllm_weights_models": wanted,
+        "vllm_weights_hub_endpoint": "http://10.77.0.11:8080",
+    }
+    return playbook.run(
+        "molecule/weights/files/weights.yml", hosts=["gpu01"], inventories=INVENTORIES, **{**settings, **variables}
+    )
+
+
+@pytest.fixture
+def hub(host: Any) -> Iterator[Any]:
+    """Change what the hub says; it says the old things again afterwards."""
+    before = json.loads(host.file(CONFIG).content_string)
+
+    def says(**changes: Any) -> None:
+        host.check_output("printf %%s %s > %s", json.dumps({**before, **changes}), CONFIG)
+
+    yield says
+    says()
+
+
+def asked(host: Any) -> list[dict[str, Any]]:
+    return [json.loads(line) for line in host.file("/srv/hub/asked.jsonl").content_string.splitlines()]
+
+
+def answer(host: Any) -> str:
+    """Ask the engine, past any proxy."""
+    script = (
+        "import json,urllib.request as u;k=[l.split('\"')[1] for l in open('/etc/vllm/secrets') if l.startswith('VLLM_API_KEY')][0];"
+        "d=json.dumps({'model':'gpuops-demo','temperature':0,'messages':[{'role':'user','content':'Hello!'}]}).encode();"
+        "r=u.Request('http://127.0.0.1:8000/v1/chat/completions',d,{'Content-Type':'application/json','Authorization':'Bearer '+k});"
+        "print(json.load(u.urlopen(r,timeout=30))['choices'][0]['message']['content'])"
+    )
+    return str(host.check_output("python3 -c %s", script))
+
+
+def running(host: Any) -> str:
+    return str(host.check_output("systemctl show --property=InvocationID,ActiveState vllm@demo-0"))
+
+
+def test_it_serves_the_commit_that_the_branch_was(host: Any) -> None:
+    assert answer(host).startswith("Hello!")
+    (instance,) = json.loads(host.file("/etc/vllm/instances.json").content_string)["instances"]
+    folder = f"{REPOSITORY}/snapshots/{FIRST}"
+    assert (instance["revision"], instance["commit"], instance["path"]) == (None, FIRST, folder)
+    engine = host.file("/etc/vllm/instances/demo-0/engine.yaml").content_string
+    assert f'model: "{folder}"\n' in engine
+    assert f'chat-template: "{folder}/chat_template.jinja"\n' in engine
+    assert (
+        host.file(f"{folder}/model.safetensors").sha256sum == host.file("/srv/models/demo/model.safetensors").sha256sum
+    )
+
+
+def test_nobody_reads_the_token(host: Any) -> None:
+    """The download had it: the model is gated."""
+    assert any(entry["token"] and entry["path"].endswith("model.safetensors") for entry in asked(host))
+    shown = host.check_output("systemctl show vllm-download.service; journalctl --quiet --unit=vllm-download.service")
+    assert "whole and verified" in shown
+    assert TOKEN not in shown
+    assert host.run("grep -rlF %s %s /run /etc/systemd /etc/vllm/instances /var/log", TOKEN, HOME).stdout == ""
+
+
+def test_the_download_had_neither_devices_nor_the_engines_key(host: Any) -> None:
+    properties = host.check_output("systemctl show vllm-download.service").splitlines()
+    for wanted in (
+        "User=vllm", "UnsetEnvironment=VLLM_API_KEY", "PrivateDevices=yes", "DevicePolicy=closed", "ProtectSystem=strict",
+        f"ReadWritePaths={HOME}", "NoNewPrivileges=yes", "CapabilityBoundingSet=", "MemoryDenyWriteExecute=yes",
+    ):  # fmt: skip
+        assert wanted in properties
+    exposure = host.check_output("systemd-analyze security --no-pager vllm-download.service | tail -n 1")
+    assert float(re.findall(r"[\d.]+", exposure)[0]) <= 1.6
+
+
+def test_a_second_run_needs_no_hub_and_changes_nothing(host: Any) -> None:
+    before = running(host)
+    host.check_output("systemctl kill --signal=STOP hub")
+    try:
+        done = site()
+    finally:
+        host.check_output("systemctl kill --signal=CONT hub")
+    assert done.status == 0, done.said
+    assert done.changed["gpu01"] == 0, done.said
+    assert running(host) == before
+
+
+def test_a_broken_download_of_a_new_commit_leaves_the_old_one_serving(host: Any, hub: Any) -> None:
+    before = running(host)
+    repo = {"gated": True, "refs": {"main": SECOND}, "commits": {FIRST: "/srv/models/demo", SECOND: "/srv/hub/second"}}
+    hub(repos={"gpuops/demo": repo}, faults=[{"path": "generation_config", "wrong": True}])
+    done = site(vllm_weights_update=True)
+    assert done.status != 0
+    assert "gpuops/demo: generation_config.json is not what the hub's list says" in done.said
+    assert "Nothing that serves was touched" in done.said
+    assert TOKEN not in done.said
+    assert running(host) == before
+    (instance,) = json.loads(host.file("/etc/vllm/instances.json").content_string)["instances"]
+    assert instance["commit"] == FIRST
+    assert not host.file(f"{REPOSITORY}/verified/{SECOND}.json").exists
+
+
+def test_a_file_that_was_cut_short_is_found_and_mended(host: Any) -> None:
+    file = f"{REPOSITORY}/snapshots/{FIRST}/model.safetensors"
+    host.check_output("truncate --size=1000 %s", file)
+    done = site("--tags=weights")
+    assert done.status == 0, done.said
+    assert done.changed["gpu01"] == 1, done.said
+    assert host.file(file).sha256sum == host.file("/srv/models/demo/model.safetensors").sha256sum
+
+
+def test_a_download_that_was_killed_goes_on_where_it_stopped_and_through_a_proxy(host: Any, hub: Any) -> None:
+    """All by CONNECT, with a password, to a hub that an authority vouches for which only vllm_ca_file names."""
+    other = "/srv/other"
+    hub(proxy_password=PASSWORD, faults=[{"path": "model.safetensors", "bytes_per_s": 100_000}])
+    settings: dict[str, Any] = {
+        "vllm_weights_hub_endpoint": "https://10.77.0.11:8443",
+        "vllm_weights_https_proxy": f"http://proxy:{PASSWORD}@10.77.0.11:8080",
+        "vllm_weights_ca_file": "/srv/hub/ca.pem",
+    }
+    size = f"stat --format=%s {other}/hub/models--gpuops--demo/blobs/*.incomplete"
+    watch = f"until [ $({size} 2>/dev/null || echo 0) -gt 100000 ]; do sleep 0.2; done; systemctl kill --signal=KILL vllm-download"
+    host.check_output("systemd-run --unit=killer --property=RuntimeMaxSec=60 sh -c %s", watch)
+    killed = role(other, **settings)
+    assert killed.status != 0
+    assert "ended by signal 9" in killed.said
+    kept = int(host.check_output(size))
+    assert kept > 100_000
+    hub(proxy_password=PASSWORD)
+    before = len(asked(host))
+    done = role(other, **settings)
+    assert done.status == 0, done.said
+    ranges = [entry["range"] for entry in asked(host)[before:] if "/cdn/" in entry["path"]]
+    assert f"bytes={kept}-" in ranges
+    assert any(entry["proxied"] for entry in asked(host)[before:])
+    assert not host.file("/run/vllm-download-proxy").exists
+    shown = host.check_output("systemctl show vllm-download.service; journalctl --quiet --unit=vllm-download.service")
+    assert PASSWORD not in shown + killed.said + done.said
+    again = role(other, **settings)
+    assert (again.status, again.changed["gpu01"]) == (0, 0), again.said
+
+
+def test_a_disk_that_is_too_small_is_refused_before_anything_is_fetched(host: Any) -> None:
+    host.check_output("mkdir /srv/small && mount -t tmpfs -o size=256k tmpfs /srv/small")
+    try:
+        before = len(asked(host))
+        started = time.monotonic()
+        done = role("/srv/small", vllm_weights_reserve_gib=0)
+        assert done.status != 0
+        assert re.search(r"/srv/small has 0\.2\d MiB free, and 0\.5\d MiB are to be downloaded", done.said), done.said
+        assert "Nothing was downloaded" in done.said
+        assert [entry["path"] for entry in asked(host)[before:] if "resolve" in entry["path"]] == []
+        assert time.monotonic() - started < 60
+    finally:
+        host.check_output("umount /srv/small && rmdir /srv/small")
+
+
+def test_what_the_hub_refuses_stops_in_the_first_play(host: Any) -> None:
+    done = site(vllm_hf_token="hf_of_somebody_else", vllm_weights_update=True)
+    assert done.status != 0
+    assert set(done.changed.values()) == {0}, done.said
+    assert "the hub answers 401 to vllm_hf_token" in done.said
+    assert "hf_of_somebody_else" not in done.said
