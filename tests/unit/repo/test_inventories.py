@@ -67,7 +67,10 @@ def test_plan_and_download_ask_the_same_hub() -> None:
     wiring = yaml.safe_load((REPO / "playbooks/vars/wiring.yml").read_text())
     assert wiring["vllm_plan_hub_endpoint"] == wiring["vllm_weights_hub_endpoint"]
     (address,) = {defaults(role)[f"vllm_{role}_hub_endpoint"] for role in ("plan", "weights")}
-    assert f"'vllm_hub_endpoint', default=lookup('ansible.builtin.env', 'HF_ENDPOINT') or '{address}'" in wiring["vllm_plan_hub_endpoint"]
+    assert (
+        f"'vllm_hub_endpoint', default=lookup('ansible.builtin.env', 'HF_ENDPOINT') or '{address}'"
+        in wiring["vllm_plan_hub_endpoint"]
+    )
 
 
 @pytest.mark.parametrize(

@@ -356,8 +356,8 @@ def test_why_the_hub_has_nothing_is_told_of_models_that_nobody_knows(task: Task)
 
 def hub_task(monkeypatch: pytest.MonkeyPatch, assigned: list[dict[str, Any]], **verified: bool) -> Task:
     """A host that has what ``verified`` says of the commit that it has written down."""
-    read = {"problems": [], "verified": {"hf": False, "mistral": False, **verified}, "files": ["config.json"]}
-    read |= {"config_json": json.dumps(CONFIG), "weights_bytes": 3}
+    read: dict[str, Any] = {"problems": [], "verified": {"hf": False, "mistral": False, **verified}}
+    read |= {"config_json": json.dumps(CONFIG), "weights_bytes": 3, "files": ["config.json"]}
     found = {**FOUND, "assigned": assigned, "models": {FOLDER: read} if assigned else {}}
     return Task(monkeypatch, found, {HUB: _hub.Metadata(CONFIG, 7)})
 

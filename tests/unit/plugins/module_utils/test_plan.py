@@ -605,7 +605,7 @@ def test_environments_are_laid_over_one_another_as_text() -> None:
 # --- models of the hub ---------------------------------------------------------------------------------------
 
 HUB, COMMIT = "org/llama", "1" * 40
-FOLDER = f"/var/lib/vllm/weights/hub/models--org--llama/snapshots/{COMMIT}"
+SNAPSHOT = f"/var/lib/vllm/weights/hub/models--org--llama/snapshots/{COMMIT}"
 
 
 def hub_host(**changes: Any) -> Host:
@@ -616,7 +616,7 @@ def hub_host(**changes: Any) -> Host:
 
 def test_a_model_of_the_hub_is_served_from_its_commit() -> None:
     (instance,) = planned([model(model=HUB)], hub_host())
-    assert (instance["path"], instance["commit"], instance["revision"]) == (FOLDER, COMMIT, None)
+    assert (instance["path"], instance["commit"], instance["revision"]) == (SNAPSHOT, COMMIT, None)
 
 
 def test_a_revision_of_a_folder_is_refused() -> None:
@@ -629,11 +629,11 @@ def test_a_revision_of_a_folder_is_refused() -> None:
 @pytest.mark.parametrize(
     ("value", "files", "used"),
     [
-        ("x.jinja", {FOLDER: ["x.jinja"]}, f"{FOLDER}/x.jinja"),
+        ("x.jinja", {SNAPSHOT: ["x.jinja"]}, f"{SNAPSHOT}/x.jinja"),
         # Nobody knows the files: the engine will say.
-        ("x.jinja", {}, f"{FOLDER}/x.jinja"),
-        ("/srv/x.jinja", {FOLDER: []}, "/srv/x.jinja"),
-        ("{{ messages }}", {FOLDER: []}, "{{ messages }}"),
+        ("x.jinja", {}, f"{SNAPSHOT}/x.jinja"),
+        ("/srv/x.jinja", {SNAPSHOT: []}, "/srv/x.jinja"),
+        ("{{ messages }}", {SNAPSHOT: []}, "{{ messages }}"),
     ],
 )
 def test_a_file_beside_the_weights_goes_by_its_name(option: str, value: str, files: dict[str, Any], used: str) -> None:
@@ -643,13 +643,13 @@ def test_a_file_beside_the_weights_goes_by_its_name(option: str, value: str, fil
 
 def test_a_file_that_the_model_does_not_have_is_refused() -> None:
     wanted = [model(model=HUB, engine_args={"chat_template": "y.jinja"})]
-    assert refused(wanted, hub_host(files={FOLDER: ["config.json", "b.jinja", "a.jinja"]})) == [
+    assert refused(wanted, hub_host(files={SNAPSHOT: ["config.json", "b.jinja", "a.jinja"]})) == [
         "vllm_models: 'llama' has engine_args.chat-template: y.jinja, and org/llama no such file (*.jinja: a.jinja, b.jinja). "
         "Name one of the model's files, or the absolute path of one of the host's."
     ]
 
 
 def test_and_so_does_one_of_a_folder_of_the_host() -> None:
-    path = "/srv/models/llama"
-    (instance,) = planned([model(engine_args={"chat-template": "x.jinja"})], hub_host(files={path: ["x.jinja"]}))
-    assert instance["engine_args"]["chat-template"] == f"{path}/x.jinja"
+    folder = "/srv/models/llama"
+    (instance,) = planned([model(engine_args={"chat-template": "x.jinja"})], hub_host(files={folder: ["x.jinja"]}))
+    assert instance["engine_args"]["chat-template"] == f"{folder}/x.jinja"

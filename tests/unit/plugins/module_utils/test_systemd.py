@@ -62,7 +62,11 @@ def test_the_journal_of_one_run_only() -> None:
 
 def test_a_transient_unit_gets_its_arguments_as_written() -> None:
     argv = _systemd.transient_argv(
-        "a.service", ["/bin/echo", "$HOME", "a b", "%i"], "Say it", {"X": "1"}, {"Nice": "5", "EnvironmentFile": ["/a", "/b"]}
+        "a.service",
+        ["/bin/echo", "$HOME", "a b", "%i"],
+        "Say it",
+        {"X": "1"},
+        {"Nice": "5", "EnvironmentFile": ["/a", "/b"]},
     )
     assert argv == [
         "systemd-run",

@@ -284,7 +284,7 @@ def test_two_at_once_do_not_share_a_folder(run: Runner, hub: Hub) -> None:
 def test_a_proxy_is_used_and_its_password_never_said(run: Runner, hub: Hub) -> None:
     hub.says(proxy_password="s3cret-of-nobody")
     # The library goes past a proxy for this machine's own names unless it is told that there are none.
-    through = {"HTTP_PROXY": hub.address.replace("//", "//proxy:s3cret-of-nobody@"), "NO_PROXY": ""}
+    through: dict[str, Any] = {"HTTP_PROXY": hub.address.replace("//", "//proxy:s3cret-of-nobody@"), "NO_PROXY": ""}
     done = run(**through, HF_ENDPOINT=hub.address)
     assert done.status == 0, done.said
     assert {entry["proxied"] for entry in hub.asked()} == {True}
