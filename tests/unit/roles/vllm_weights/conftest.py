@@ -75,6 +75,11 @@ class Hub:
     def fails(self, **fault: Any) -> None:
         self.says(faults=[*self.config.get("faults", []), fault])
 
+    def content(self, name: str) -> bytes:
+        """What it sends of a file instead, where it sends something wrong."""
+        folder = Path(self.config["repos"][MODEL]["commits"][FIRST])
+        return bytes(255 - byte for byte in (folder / name).read_bytes())
+
     def asked(self, path: str = "") -> list[dict[str, Any]]:
         lines = self.log_file.read_text().splitlines() if self.log_file.exists() else []
         return [entry for entry in map(json.loads, lines) if path in entry["path"]]

@@ -90,6 +90,14 @@ def test_a_cut_connection_is_taken_up_again(run: Runner, hub: Hub, repository: P
     assert "next try in 0 s (1 of 2)" in done.said
 
 
+def test_whoever_gets_on_is_not_given_up(run: Runner, hub: Hub, repository: Path) -> None:
+    """Five cuts, where three tries in a row are all there are."""
+    hub.fails(path=f"cdn.*{LARGE}", cut_after=100_000)
+    done = run()
+    assert done.status == 0, done.said
+    assert run.snapshot()[LARGE] == (repository / LARGE).read_bytes()
+
+
 def test_a_download_that_was_killed_goes_on_where_it_stopped(run: Runner, hub: Hub, repository: Path) -> None:
     hub.fails(path=f"cdn.*{LARGE}", bytes_per_s=400_000)
     process = subprocess.Popen(run.argv(), env=run.environment, stdout=subprocess.PIPE, text=True)
@@ -123,7 +131,8 @@ def test_bytes_that_stay_wrong_are_never_put_in_place(run: Runner, hub: Hub, nam
     assert done.status == 1
     assert f"{MODEL}: {name} is not what the hub's list says, twice: checksum" in done.said
     assert name not in run.snapshot()
-    assert [path for path in run.repository.rglob("*.incomplete") if path.stat().st_size] == []
+    wrong = hub.content(name)
+    assert not any(path.read_bytes() == wrong for path in run.repository.rglob("*") if path.is_file())
     assert not (run.repository / "verified").exists()
 
 
@@ -158,6 +167,19 @@ def test_what_was_damaged_is_mended(run: Runner, repository: Path, damage: str) 
         file.resolve().unlink()
     done = run()
     assert done.status == 0, done.said
+    assert run.snapshot()[LARGE] == (repository / LARGE).read_bytes()
+    named = (repository / LARGE).stat().st_size
+    assert (f"{LARGE}: 1000 bytes where {named} are named; deleted, and fetched anew" in done.said) is (
+        damage == "truncate"
+    )
+
+
+def test_what_another_program_left_of_a_download_is_judged_like_all_else(run: Runner, repository: Path) -> None:
+    checksum = hashlib.sha256((repository / LARGE).read_bytes()).hexdigest()
+    partial = run.repository / "blobs" / f"{checksum}.incomplete"
+    partial.parent.mkdir(parents=True)
+    partial.write_bytes(b"x" * ((repository / LARGE).stat().st_size + 1))
+    assert run().status == 0
     assert run.snapshot()[LARGE] == (repository / LARGE).read_bytes()
 
 
@@ -255,6 +277,14 @@ def test_what_is_there_already_needs_no_room(program: ModuleType, tmp_path: Path
         program.check_room(tmp_path, 1, 10**18)
 
 
+def test_a_list_of_another_commit_is_none(run: Runner, hub: Hub) -> None:
+    hub.says(answers_for=SECOND)
+    done = run()
+    assert done.status == 1
+    assert f"the hub answers for the commit {SECOND} where {FIRST} was asked; check vllm_hub_endpoint" in done.said
+    assert hub.asked("resolve") == []
+
+
 def test_a_list_without_checksums_is_no_list(run: Runner, hub: Hub) -> None:
     hub.says(no_checksums=True)
     done = run()
@@ -288,11 +318,24 @@ def test_a_proxy_is_used_and_its_password_never_said(run: Runner, hub: Hub) -> N
     done = run(**through, HF_ENDPOINT=hub.address)
     assert done.status == 0, done.said
     assert {entry["proxied"] for entry in hub.asked()} == {True}
+    # Whatever the engines are told: a download is online.
+    assert run({"model": MODEL, "commit": SECOND}, HF_HUB_OFFLINE="1").said.count("has no commit") == 1
     wrong = run(
         {"model": MODEL, "commit": SECOND}, **{**through, "HTTP_PROXY": hub.address.replace("//", "//proxy:wr0ng-one@")}
     )
     assert wrong.status == 1
     assert "wr0ng-one" not in wrong.said
+
+
+def test_no_line_holds_a_secret_whoever_writes_it(
+    program: ModuleType, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr(program, "_secrets", set())
+    program.remember_secrets(
+        {"HF_TOKEN": TOKEN, "https_proxy": "http://proxy:a%40b@proxy.example.com:3128", "NO_PROXY": "x"}
+    )
+    program.say(f"one {TOKEN} two a%40b three a@b four\nfive")
+    assert capsys.readouterr().out == "one *** two *** three *** four five\n"
 
 
 def test_authorities_that_cannot_be_read_are_named(run: Runner, hub: Hub) -> None:
