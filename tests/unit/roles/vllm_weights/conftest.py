@@ -115,13 +115,30 @@ def repository(tmp_path: Path) -> Path:
 
 @pytest.fixture
 def hub(tmp_path: Path, repository: Path) -> Iterator[Hub]:
+    yield from stand_in(tmp_path, repository, None)
+
+
+@pytest.fixture
+def tls_hub(tmp_path: Path, repository: Path) -> Iterator[Hub]:
+    """One with TLS, by an authority in `ca.pem` that nobody else knows."""
+    subprocess.run(
+        ["openssl", "req", "-x509", "-newkey", "rsa:2048", "-nodes", "-days", "2", "-subj", "/CN=hub",
+         "-addext", "subjectAltName=IP:127.0.0.1", "-keyout", "key.pem", "-out", "ca.pem"],
+        cwd=tmp_path, check=True, capture_output=True,
+    )  # fmt: skip
+    certificate = tmp_path / "certificate.pem"
+    certificate.write_text((tmp_path / "ca.pem").read_text() + (tmp_path / "key.pem").read_text())
+    yield from stand_in(tmp_path, repository, certificate)
+
+
+def stand_in(tmp_path: Path, repository: Path, certificate: Path | None) -> Iterator[Hub]:
     module = load(STAND_IN, "hub_stand_in")
     found = Hub("", tmp_path / "hub.json", tmp_path / "asked.jsonl")
-    server = module.serve(module.Hub(found.config_file, found.log_file))
-    found.address = f"http://127.0.0.1:{server.server_port}"
+    server = module.serve(module.Hub(found.config_file, found.log_file), certificate=certificate)
+    found.address = f"http{'s' if certificate else ''}://127.0.0.1:{server.server_port}"
     found.says(
         token=TOKEN,
-        cdn=f"http://localhost:{server.server_port}",
+        cdn="" if certificate else f"http://localhost:{server.server_port}",
         repos={MODEL: {"refs": {"main": FIRST}, "commits": {FIRST: str(repository)}}},
     )
     thread = threading.Thread(target=server.serve_forever, args=(0.01,))

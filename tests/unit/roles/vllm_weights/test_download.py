@@ -324,7 +324,22 @@ def test_a_proxy_is_used_and_its_password_never_said(run: Runner, hub: Hub) -> N
         {"model": MODEL, "commit": SECOND}, **{**through, "HTTP_PROXY": hub.address.replace("//", "//proxy:wr0ng-one@")}
     )
     assert wrong.status == 1
+    assert f"{MODEL}: the proxy wants another user or password (407). Correct vllm_https_proxy" in wrong.said
     assert "wr0ng-one" not in wrong.said
+    assert "next try" not in wrong.said
+
+
+def test_an_authority_of_ones_own_is_trusted_where_it_is_named(tls_hub: Hub, tmp_path: Path, library: str) -> None:
+    run = Runner(tmp_path / "home", library, tls_hub)
+    run.home.mkdir()
+    stranger = run()
+    assert stranger.status == 1
+    assert (
+        f"the certificate of {tls_hub.address} is not by an authority that this host knows. Name the file with yours in vllm_ca_file."
+        in stranger.said
+    )
+    assert "next try" not in stranger.said
+    assert run(SSL_CERT_FILE=str(tmp_path / "ca.pem")).status == 0
 
 
 def test_no_line_holds_a_secret_whoever_writes_it(
