@@ -15,6 +15,7 @@ description:
   - When none is missing, neither the package lists nor the network are touched.
   - Unlike M(ansible.builtin.apt), it needs no package lists to tell in check mode what would be installed, and it does not
     take the lists of a freshly made machine, which are new but empty, for good.
+  - An installation that was cut off, so that C(apt-get) refuses to go on, is completed first.
   - Services are not restarted by needrestart meanwhile, since that would cut streams.
 author:
   - The gpuops.vllm authors (@gpuops)
@@ -93,6 +94,10 @@ def main() -> None:
     apt += ["-o", "Dpkg::Options::=--force-confdef", "-o", "Dpkg::Options::=--force-confold"]
     for command in ([*apt, "update"], [*apt, "install", "--no-install-recommends", "--", *missing]):
         rc, out, err = module.run_command(command)
+        if rc != 0 and "dpkg was interrupted" in out + err:
+            # As after a power cut. apt-get names the cure and leaves it to others.
+            module.run_command(["dpkg", "--force-confdef", "--force-confold", "--configure", "-a"])
+            rc, out, err = module.run_command(command)
         if rc != 0:
             module.fail_json(
                 msg=f"apt-get could not install {', '.join(missing)} (exit status {rc}). It says:\n{complaint(err + out)}\n"
