@@ -18,6 +18,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
+from ansible_collections.gpuops.vllm.plugins.module_utils import _files
 from ansible_collections.gpuops.vllm.plugins.module_utils._systemd import Runner
 
 CHAIN, KEY = "fullchain.pem", "privkey.pem"
@@ -86,6 +87,7 @@ def make_placeholder(tls_dir: Path, domain: str, runner: Runner) -> None:
 
 def flip(link: Path, target: str) -> None:
     """Make ``link`` point to ``target`` in one step: there is no moment without it."""
+    _files.remove_left_behind(link.parent, link.name)
     temporary = link.with_name(f".{link.name}.{os.getpid()}")
     temporary.unlink(missing_ok=True)
     temporary.symlink_to(target)

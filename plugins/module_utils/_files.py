@@ -5,7 +5,9 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
+import re
 import stat
 import tempfile
 from pathlib import Path
@@ -34,10 +36,23 @@ def read_untrusted(path: Path, limit: int = 65536) -> str:
         os.close(descriptor)
 
 
+def remove_left_behind(folder: Path, name: str) -> None:
+    """Remove temporary files ``.NAME.PID`` and ``.NAME.PID.ANYTHING`` whose process was killed before it could rename them."""
+    pattern = re.compile(rf"\.{re.escape(name)}\.([0-9]+)(\..*)?")
+    for entry in folder.iterdir():
+        if (found := pattern.fullmatch(entry.name)) and not Path("/proc", found[1]).exists():
+            with contextlib.suppress(OSError):
+                entry.unlink()
+
+
 def write_atomic(path: Path, content: str, mode: int) -> None:
-    """Replace ``path`` by ``content`` with ``mode``; a crash at any moment leaves the old file whole."""
+    """Replace ``path`` by ``content`` with ``mode``; a crash at any moment leaves the old file whole.
+
+    The temporary file of a writer that was killed goes with the next write.
+    """
     path.parent.mkdir(parents=True, exist_ok=True)
-    descriptor, temporary = tempfile.mkstemp(prefix=f".{path.name}.", dir=path.parent)
+    remove_left_behind(path.parent, path.name)
+    descriptor, temporary = tempfile.mkstemp(prefix=f".{path.name}.{os.getpid()}.", dir=path.parent)
     try:
         with os.fdopen(descriptor, "w", encoding="utf-8") as stream:
             stream.write(content)

@@ -241,7 +241,8 @@ class Proxy:
         except ValueError as error:
             self.fail(f"{error}, so nothing of this role would be read. Put it back into {NGINX_DIR}/nginx.conf.")
         # Beside nginx.conf, because relative paths in it count from there.
-        handle, name = tempfile.mkstemp(prefix=".vllm-test.", suffix=".conf", dir=NGINX_DIR)
+        _files.remove_left_behind(NGINX_DIR, "vllm-test")
+        handle, name = tempfile.mkstemp(prefix=f".vllm-test.{os.getpid()}.", suffix=".conf", dir=NGINX_DIR)
         try:
             with os.fdopen(handle, "w", encoding="utf-8") as stream:
                 stream.write(main)
