@@ -39,10 +39,6 @@ class Walk:
     killed: list[str]
     last: playbook.Done
 
-    def of(self, role: str) -> int:
-        """How often a task of this role was killed."""
-        return sum(kill.startswith(f"{role} : ") for kill in self.killed)
-
 
 def title(way: str, what: str) -> str:
     """Return the name of a drill in the table."""

@@ -21,7 +21,7 @@ import record
 testinfra_hosts = ["ansible://deb13"]
 MACHINE = "deb13"
 
-# The tags of site.yml by role, and whether the role changes a bare machine, and one whose inventory changes as below.
+# The roles that change a bare machine, in site.yml's order, with their tags; and those that change one that serves already.
 TAGS = {
     "vllm_user": "user",
     "vllm_weights": "weights",
@@ -148,6 +148,7 @@ def test_the_next_run_makes_it_whole(host: Any, request: Any, way: str) -> None:
     if way != WAYS[0]:
         prepared = playbook.run("molecule/kills/prepare.yml", hosts=[MACHINE])
         assert prepared.status == 0, prepared.said
+    assert set(ROLES) <= set(TAGS), f"GPUOPS_KILL_ROLE is {' '.join(ROLES)}: needs some of {' '.join(TAGS)}"
     for what, roles, variables in (
         ("a bare machine", ROLES, lambda: BEFORE),
         ("a machine that serves", tuple(role for role in ROLES if role in CHANGED_BY), after),
