@@ -8,6 +8,7 @@ from __future__ import annotations
 import fcntl
 import importlib.util
 import os
+import subprocess
 import threading
 from importlib.machinery import SourceFileLoader
 from pathlib import Path
@@ -74,6 +75,20 @@ def test_the_same_pair_again(hook: ModuleType, tmp_path: Path, monkeypatch: pyte
     live = lineage(tmp_path / "live", "one")
     assert [hook.install(live, tls_dir), hook.install(live, tls_dir)] == ["", ""]
     assert (tls_dir / "current" / "fullchain.pem").read_text() == "chain one"
+
+
+def test_what_a_killed_run_left_goes(hook: ModuleType, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(hook, "reload_nginx", lambda: "")
+    tls_dir = tmp_path / "tls"
+    live = lineage(tmp_path / "live", "one")
+    hook.install(live, tls_dir)
+    with subprocess.Popen(["true"]) as process:
+        process.wait()
+    (tls_dir / f".current.{process.pid}").symlink_to("gone")
+    living = tls_dir / f".current.{os.getppid()}"
+    living.symlink_to("there")
+    assert hook.install(live, tls_dir) == ""
+    assert names(tls_dir) == {"current", (tls_dir / "current").readlink().name, living.name}
 
 
 def test_exit_status(
