@@ -106,3 +106,18 @@ def test_each_answers_over_https(
     assert (card["root"], card["max_model_len"]) == (options["model"], options["max-model-len"])
     answer = client.chat.completions.create(model=served, messages=[{"role": "user", "content": "Hi"}])
     assert answer.choices[0].message.content
+
+
+@pytest.mark.parametrize("name", ["gpu01", "deb13"])
+def test_the_device_files_are_made_before_the_engine_starts(name: str, machines: dict[str, Any]) -> None:
+    """The engine may not make them itself, not even by a setuid program."""
+    machine = machines[name]
+    assert machine.file("/run/nvidia-modprobe.said").content_string == "-c 0 -u\n"
+    made, started = (
+        int(machine.check_output("systemctl show --value --property=%s %s", moment, unit))
+        for unit, moment in (
+            ("vllm-nvidia-nodes.service", "ExecMainExitTimestampMonotonic"),
+            ("vllm@by-path-0.service", "ExecMainStartTimestampMonotonic"),
+        )
+    )
+    assert 0 < made < started
