@@ -46,15 +46,14 @@ class ActionModule(ActionBase):
             return {**result, **refusal(problems)}
         weights_dir = args["weights_dir"].rstrip("/")
         wanted = _weights.sources(args["models"])
-        of_hub = [one for one in wanted if is_hub_id(one.model)]
         found = dict(NOTHING)
         # GPUs that nobody has yet are planned for without a host.
         if not (preview and declared):
             found = self._execute_module(
                 module_name="gpuops.vllm.host_info",
                 module_args={
-                    "models": [one.model for one in wanted if one not in of_hub],
-                    "hub": [one._asdict() for one in of_hub],
+                    "models": [one.model for one in wanted if is_path(one.model)],
+                    "hub": [one._asdict() for one in wanted if is_hub_id(one.model)],
                     "weights_dir": weights_dir,
                     "known_gpus": dict(known_gpus),
                 },
@@ -62,18 +61,8 @@ class ActionModule(ActionBase):
             )
             if found.get("failed"):
                 return {**result, **found}
-        commits = {one: _weights.commit_of(one, found["assigned"]) for one in of_hub}
-        moving = {
-            one
-            for one in of_hub
-            if not commits[one] or (args["update_weights"] and not _weights.is_commit(one.revision))
-        }
-        folders = {one: _weights.folder_of(one, commits.get(one, ""), weights_dir) for one in wanted}
-        there = {one for one in of_hub if any(found["models"].get(folders[one], {}).get("verified", {}).values())}
-        answers = self._ask_hub([one for one in of_hub if one in moving or one not in there], args, variables)
-        for one in moving:
-            commits[one] = answers[one].commit if one in answers else ""
-            folders[one] = _weights.folder_of(one, commits[one], weights_dir)
+        located = self._locate(wanted, found, args, variables)
+        folders, answers = located.folders, located.answers
         numbers, unread = numbers_of(found["models"], {one.model: folders[one] for one in reversed(wanted)})
         from_hub = {one.model: answer.numbers for one, answer in answers.items() if answer.numbers}
         host = Host(
@@ -88,15 +77,8 @@ class ActionModule(ActionBase):
             first_port=args["first_port"],
             assigned=found["assigned"],
             numbers={**from_hub, **numbers},
-            commits=commits,
-            files={
-                **{folders[one]: answer.files for one, answer in answers.items() if answer.files is not None},
-                **{
-                    folders[one]: found["models"][folders[one]]["files"]
-                    for one in wanted
-                    if (one in there or one not in of_hub) and "files" in found["models"].get(folders[one], {})
-                },
-            },
+            commits=located.commits,
+            files=located.files(found["models"]),
             file_options=args["file_options"],
             known_models=known_models,
             known_gpus=known_gpus,
@@ -113,7 +95,7 @@ class ActionModule(ActionBase):
         add_host_findings(plan, found, host, wanted, declared)
         weights = downloads(plan.instances, found["models"], trusted=not args["hub_endpoint"])
         if not preview:
-            plan.problems += unresolved(args["models"], commits, answers)
+            plan.problems += unresolved(args["models"], located.commits, answers)
             plan.problems += undownloadable(weights, answers, found["models"], args["hub_endpoint"])
         plan.warnings += unread + [
             answer.problem for one, answer in answers.items() if answer.problem and one.model not in known_models
@@ -132,6 +114,28 @@ class ActionModule(ActionBase):
             "misfits": plan.misfits,
             "plan_warnings": plan.warnings,
         }
+
+    def _locate(
+        self,
+        wanted: Sequence[_weights.Source],
+        found: Mapping[str, Any],
+        args: Mapping[str, Any],
+        variables: Mapping[str, Any],
+    ) -> Located:
+        """Return the commit and the folder of each model, asking the hub for what the host does not know or does not have."""
+        weights_dir = args["weights_dir"].rstrip("/")
+        of_hub = [one for one in wanted if is_hub_id(one.model)]
+        commits = {one: _weights.commit_of(one, found["assigned"]) for one in of_hub}
+        update = args["update_weights"]
+        moving = {one for one in of_hub if not commits[one] or (update and not _weights.is_commit(one.revision))}
+        folders = {one: _weights.folder_of(one, commits.get(one, ""), weights_dir) for one in wanted}
+        there = {one for one in of_hub if any(found["models"].get(folders[one], {}).get("verified", {}).values())}
+        answers = self._ask_hub([one for one in of_hub if one in moving or one not in there], args, variables)
+        for one in moving:
+            commits[one] = answers[one].commit if one in answers else ""
+            folders[one] = _weights.folder_of(one, commits[one], weights_dir)
+        whole = there | {one for one in wanted if is_path(one.model)}
+        return Located(commits, folders, answers, whole)
 
     def _ask_hub(
         self, asked: Sequence[_weights.Source], args: Mapping[str, Any], variables: Mapping[str, Any]
@@ -156,6 +160,26 @@ class Answer:
     files: tuple[str, ...] | None = None
     numbers: dict[str, Any] | None = None
     problem: str = ""
+
+
+@dataclass(frozen=True)
+class Located:
+    """Where the models lie: the commits of those of the hub, the folders of all, what the hub was asked, and which were ``whole`` on the host."""
+
+    commits: dict[_weights.Source, str]
+    folders: dict[_weights.Source, str]
+    answers: dict[_weights.Source, Answer]
+    whole: set[_weights.Source]
+
+    def files(self, read: Mapping[str, Mapping[str, Any]]) -> dict[str, Sequence[str]]:
+        """Return the names that are known to lie in each folder: the hub's list, else what the host has of a whole model."""
+        known = {self.folders[one]: one_answer.files for one, one_answer in self.answers.items()}
+        known |= {
+            self.folders[one]: read.get(self.folders[one], {}).get("files")
+            for one in self.whole
+            if one not in self.answers
+        }
+        return {folder: names for folder, names in known.items() if names is not None}
 
 
 def ask(source: _weights.Source, endpoint: str, token: str, deadline: float) -> Answer:
