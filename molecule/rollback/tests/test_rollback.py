@@ -14,6 +14,7 @@ import pytest
 
 testinfra_hosts = ["ansible://deb13"]
 HOST = "deb13"
+#: What the scenario has converged with.
 GOOD = {"max-num-seqs": 8, "max-model-len": 512}
 #: Ends with 2, which the unit does not try again.
 BAD_ENV = {"FAKE_ENGINE_FAULT": "exit:2"}
@@ -22,19 +23,12 @@ BAD_ENV = {"FAKE_ENGINE_FAULT": "exit:2"}
 def model(
     engine_args: dict[str, Any] | None = None, env: dict[str, str] | None = None, **changed: Any
 ) -> dict[str, Any]:
-    return {
-        "name": "demo",
-        "model": "/srv/models/demo",
-        "served_as": ["gpuops-demo"],
-        "engine_args": engine_args or GOOD,
-        "env": env or {},
-        **changed,
-    }
+    common = {"name": "demo", "model": "/srv/models/demo", "served_as": ["gpuops-demo"]}
+    return {**common, "engine_args": engine_args or GOOD, **({"env": env} if env else {}), **changed}
 
 
-def serve(*models: dict[str, Any], check: bool = False, **variables: Any) -> playbook.Done:
-    arguments = ["--skip-tags", "proxy,certificate,verify", *(["--check"] if check else [])]
-    return playbook.run("site.yml", *arguments, hosts=[HOST], vllm_models=list(models), **variables)
+def serve(*models: dict[str, Any], **variables: Any) -> playbook.Done:
+    return playbook.run("site.yml", "--tags", "service", hosts=[HOST], vllm_models=list(models), **variables)
 
 
 @dataclass(frozen=True)
@@ -85,13 +79,8 @@ def before() -> Iterator[dict[str, Seen]]:
     yield {}
 
 
-def test_good_settings_serve(host: Any, before: dict[str, Seen]) -> None:
-    done = serve(model())
-    assert done.status == 0, done.said
-    before["good"] = look(host)
-
-
 def test_after_bad_settings_the_old_ones_serve_again(host: Any, before: dict[str, Seen]) -> None:
+    before["good"] = look(host)
     done = serve(BAD)
     assert done.status != 0
     assert "demo-0 does not start with the settings wanted" in done.refused[HOST]
@@ -102,9 +91,8 @@ def test_after_bad_settings_the_old_ones_serve_again(host: Any, before: dict[str
     before["after"] = look(host)
 
 
-@pytest.mark.parametrize("check", [False, True], ids=["run", "check"])
-def test_a_further_run_touches_nothing_and_fails(host: Any, before: dict[str, Seen], check: bool) -> None:
-    done = serve(BAD, check=check)
+def test_a_further_run_touches_nothing_and_fails(host: Any, before: dict[str, Seen]) -> None:
+    done = serve(BAD)
     assert done.status != 0
     assert "RuntimeError: told to fail" in done.refused[HOST]
     assert "still serves, and nothing was tried again" in done.refused[HOST]
@@ -139,8 +127,6 @@ def test_other_settings_serve(host: Any, before: dict[str, Seen]) -> None:
     assert done.status == 0, done.said
     assert "max-num-seqs: 9" in look(host).engine_file
     assert not host.file("/var/lib/vllm/instances/demo-0/failed.json").exists
-    again = serve(model({**GOOD, "max-num-seqs": 9}))
-    assert (again.status, again.changed[HOST]) == (0, 0), again.said
 
 
 def test_of_two_plays_at_once_the_later_one_has_the_host(host: Any, monkeypatch: pytest.MonkeyPatch) -> None:
