@@ -35,6 +35,7 @@ requirements:
 
 #: Seconds after the start of a task. Most modules are half through after the first; apt, certbot and loading engines after the second.
 DELAYS_S = (0.35, 2.5)
+AFTER = "after its change"
 
 
 class CallbackModule(CallbackBase):
@@ -63,12 +64,11 @@ class CallbackModule(CallbackBase):
         wanted = host.get_name() == self.host and role in self.roles and "preflight |" not in name
         return f"{role} : {name.partition(' : ')[2]}" if wanted else ""
 
-    def kill(self, task: str, *moments: str) -> None:
+    def kill(self, task: str, moment: str) -> None:
         """Write down what is killed, then kill. Only one of the two threads comes this far."""
         self.lock.acquire()
         with self.log.open("a", encoding="utf-8") as log:
-            for moment in moments:
-                log.write(json.dumps({"task": task, "when": moment}) + "\n")
+            log.write(json.dumps({"task": task, "when": moment}) + "\n")
             log.flush()
             os.fsync(log.fileno())
         kill_myself()
@@ -81,7 +81,7 @@ class CallbackModule(CallbackBase):
             return
         for delay_s in DELAYS_S:
             moment = f"{delay_s} s after its start"
-            if (name, moment) not in self.done:
+            if not self.done & {(name, moment), (name, AFTER)}:
                 self.timer = threading.Timer(delay_s, self.kill, (name, moment))
                 self.timer.daemon = True
                 self.timer.start()
@@ -89,14 +89,21 @@ class CallbackModule(CallbackBase):
 
     def v2_runner_on_ok(self, result: Any) -> None:
         name = self.name_of(result.host, result.task)
-        if not name:
-            return
-        if self.timer:
-            self.timer.cancel()
+        timed = self.disarm()
         changed = bool(result.result.get("changed"))
-        if changed and self.way == "after" and (name, "after its change") not in self.done:
-            self.kill(name, "after its change")
-        if changed and self.way == "middle" and self.timer:
-            # Over before its time came: dead between this task and the next, and never again at this one.
-            self.kill(name, *(f"{delay_s} s after its start" for delay_s in DELAYS_S), "after its change")
-        self.timer = None
+        # In the way `middle`: over before its time came, so dead before the next task, and never again at this one.
+        if name and changed and (self.way == "after" or timed) and (name, AFTER) not in self.done:
+            self.kill(name, AFTER)
+
+    def v2_runner_on_skipped(self, result: Any) -> None:
+        self.disarm()
+
+    def v2_runner_on_failed(self, result: Any, ignore_errors: bool = False) -> None:
+        self.disarm()
+
+    def disarm(self) -> bool:
+        """The task is over. Returns whether there was a time set for it."""
+        timer, self.timer = self.timer, None
+        if timer:
+            timer.cancel()
+        return timer is not None

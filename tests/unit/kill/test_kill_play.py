@@ -80,12 +80,16 @@ def asleep() -> list[str]:
     return [command for command in commands if command == f"sleep\0{MARK}\0"]
 
 
-def test_each_run_dies_after_the_next_change(play: Play, tmp_path: Path, bystander: subprocess.Popen[bytes]) -> None:
-    assert play("after").returncode == -signal.SIGKILL
+# In `middle` these tasks are over before their time comes.
+@pytest.mark.parametrize("way", ["after", "middle"])
+def test_each_run_dies_after_the_next_change(
+    play: Play, tmp_path: Path, bystander: subprocess.Popen[bytes], way: str
+) -> None:
+    assert play(way).returncode == -signal.SIGKILL
     assert killed(tmp_path) == [("watched : First", "after its change")]
-    assert play("after").returncode == -signal.SIGKILL
+    assert play(way).returncode == -signal.SIGKILL
     assert killed(tmp_path)[1:] == [("watched : Second", "after its change")]
-    last = play("after")
+    last = play(way)
     assert last.returncode == 0, last.stdout + last.stderr
     assert len(killed(tmp_path)) == 2
     assert bystander.poll() is None
