@@ -252,8 +252,12 @@ class Certificate:
     def fetch_token(self, folder: Path) -> None:
         """Ask for a token as the authority will. An order that fails counts against the authority's limits."""
         folder.mkdir(mode=0o755, parents=True, exist_ok=True)
+        for left in folder.glob("vllm-*-*"):
+            # Of a run that was killed meanwhile.
+            if not Path("/proc", left.name.split("-")[1]).exists():
+                left.unlink(missing_ok=True)
         token = secrets.token_hex(16)
-        path = folder / f"vllm-{token}"
+        path = folder / f"vllm-{os.getpid()}-{token}"
         url = f"http://{self.domain}/.well-known/acme-challenge/{path.name}"
         path.write_text(token, encoding="ascii")
         path.chmod(0o644)

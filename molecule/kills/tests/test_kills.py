@@ -100,6 +100,7 @@ def litter(host: Any) -> str:
         rf"find {places} \( {names} \) -not -path /etc/nginx/vllm/.lock -not -name .well-known"
     ).splitlines()
     trees = host.check_output("find /etc/nginx/vllm -mindepth 1 -type d").splitlines()
+    found += host.check_output("find /var/www/vllm-acme -type f -name 'vllm-*'").splitlines()
     return "\n".join([*found, *(trees if len(trees) != 1 else [])])
 
 
