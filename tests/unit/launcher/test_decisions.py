@@ -183,8 +183,11 @@ class Routes(BaseHTTPRequestHandler):
 
     statuses: dict[str, tuple[int, str]]
 
+    def do_GET(self) -> None:
+        self.do_POST()
+
     def do_POST(self) -> None:
-        self.rfile.read(int(self.headers["Content-Length"]))
+        self.rfile.read(int(self.headers.get("Content-Length", 0)))
         status, text = self.statuses.get(self.path, (404, '{"detail":"Not Found"}'))
         self.send_response(status)
         self.end_headers()
@@ -214,7 +217,12 @@ def routes_port() -> Iterator[int]:
         ),
         pytest.param({"/v1/embeddings": (200, "{}")}, "Ready('/v1/embeddings')", id="embedding model"),
         pytest.param({"/pooling": (200, "{}")}, "Ready('/pooling')", id="classifier"),
-        pytest.param({}, "Ready('')", id="neither, such as speech"),
+        pytest.param({"/v1/models": (200, '{"data": [{"id": "demo"}]}')}, "Ready('')", id="neither, such as speech"),
+        pytest.param({"/v1/models": (200, '{"data": [{"id": "x"}]}')}, "None", id="neither, and not ours"),
+        pytest.param({"/v1/models": (401, '{"data": [{"id": "demo"}]}')}, "None", id="neither, and refused"),
+        pytest.param({"/v1/models": (200, "[1]")}, "None", id="neither, nor vLLM"),
+        pytest.param({"/v1/models": (200, "demo")}, "None", id="no JSON"),
+        pytest.param({}, "None", id="nothing but an answer"),
         pytest.param({"/v1/completions": (500, "no")}, "None", id="not yet"),
         pytest.param(
             {"/v1/completions": (503, "no"), "/v1/embeddings": (200, "{}")}, "None", id="overloaded is not absent"

@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import fcntl
 import http.client
+import http.server
 import json
 import os
 import re
 import signal
 import stat
 import subprocess
+import threading
 import time
 from collections.abc import Iterator
 from pathlib import Path
@@ -315,6 +317,53 @@ def test_the_port_is_taken(rig: Rig, tmp_path_factory: pytest.TempPathFactory) -
         assert "Address already in use" in rig.state()["message"]
     finally:
         other.close()
+
+
+LISTING = """
+import http.server, json
+class Server(http.server.BaseHTTPRequestHandler):
+    def do_GET(self):
+        known = self.headers.get("Authorization") == "Bearer unit-test-key-0123456789"
+        self.send_response(401 if self.path == "/v1/models" and not known else 200)
+        self.end_headers()
+        self.wfile.write(json.dumps({{"data": [{{"id": "{listed}"}}]}}).encode())
+http.server.ThreadingHTTPServer(("127.0.0.1", {port}), Server).serve_forever()
+"""
+
+
+class Obliging(http.server.BaseHTTPRequestHandler):
+    """Another program, which answers 200 to whatever it is asked and knows no route of vLLM's."""
+
+    def do_GET(self) -> None:
+        self.send_response(200)
+        self.end_headers()
+
+    def log_message(self, *_arguments: object) -> None:
+        pass
+
+
+def test_another_program_that_is_healthy_is_not_ours(rig: Rig) -> None:
+    rig.replace_engine("import sys, time\ntime.sleep(1)\nprint('OSError: Address already in use')\nsys.exit(1)")
+    with http.server.ThreadingHTTPServer(("127.0.0.1", rig.port), Obliging) as other:
+        threading.Thread(target=other.serve_forever, args=(0.02,), daemon=True).start()
+        rig.start()
+        assert rig.ended() == 1
+        other.shutdown()
+    assert rig.state()["message"] == "engine exited with 1 while loading: OSError: Address already in use"
+    assert not any("READY" in message for message in rig.heard())
+
+
+@pytest.mark.parametrize(("listed", "ready"), [("demo", True), ("another", False)])
+def test_a_model_without_a_known_route_is_ready_when_it_is_listed(rig: Rig, listed: str, ready: bool) -> None:
+    rig.write(start_timeout_s=1, start_limit_s=1)
+    rig.replace_engine(LISTING.format(port=rig.port, listed=listed))
+    rig.start()
+    if ready:
+        assert rig.wait_for("READY=1")
+        assert rig.state()["message"].startswith("/health answers, no route makes a token")
+        rig.process.terminate()
+    rig.ended()
+    assert any("READY" in message for message in rig.heard()) == ready
 
 
 def test_a_server_with_another_key_is_not_ours(rig: Rig) -> None:
