@@ -366,6 +366,26 @@ def test_a_model_without_a_known_route_is_ready_when_it_is_listed(rig: Rig, list
     assert any("READY" in message for message in rig.heard()) == ready
 
 
+def test_without_room_for_its_record_it_does_not_start_and_says_so(rig: Rig) -> None:
+    (rig.state_file.parent / "state.new").mkdir(parents=True)  # stands for a full /run
+    rig.start()
+    rig.wait_for(r"STATUS=failed: .*/state\.new")
+    assert rig.ended() == 1
+    assert "failed: [Errno" in rig.output()
+    assert "Traceback" not in rig.output()
+
+
+def test_without_room_for_its_record_it_goes_on_serving_and_drains(rig: Rig) -> None:
+    rig.start()
+    rig.wait_for("STATUS=loading")
+    (rig.state_file.parent / "state.new").mkdir()
+    rig.wait_for("READY=1")
+    with post(rig, max_tokens=20, stream=True) as response:
+        rig.process.terminate()
+        assert b"[DONE]" in response.read()
+    assert rig.ended() == 0
+
+
 def test_a_server_with_another_key_is_not_ours(rig: Rig) -> None:
     rig.write(engine={"api-key": ["another"]})
     rig.start()
