@@ -101,8 +101,12 @@ $(JS_CLIENT): tests/js/package.json tests/js/package-lock.json
 	@touch $@
 
 .PHONY: molecule
-molecule: $(CONTROL) $(JS_CLIENT) ## Molecule scenarios, one after another (root); SCENARIO=NAME runs one
+molecule: $(TOOLS) $(JS_CLIENT) ## Molecule scenarios, one after another (root); SCENARIO=NAME runs one
 	@python scripts/molecule_gate.py $(SCENARIO)
+
+.PHONY: drills
+drills: $(TOOLS) $(JS_CLIENT) ## Every drill, ours and the naive way, into docs/drills.md (root); SCENARIO=NAME runs one part
+	@python scripts/drills $(SCENARIO)
 
 .PHONY: test-fast
 test-fast: ## The gates that take less than three minutes
