@@ -102,7 +102,7 @@ def test_the_download_had_neither_devices_nor_the_engines_key(host: Any) -> None
     ):  # fmt: skip
         assert wanted in properties
     exposure = host.check_output("systemd-analyze security --no-pager vllm-download.service | tail -n 1")
-    assert float(re.findall(r"[\d.]+", exposure)[0]) <= 1.6
+    assert float(re.findall(r"\d+\.\d+", exposure)[0]) <= 1.2
 
 
 def test_a_second_run_needs_no_hub_and_changes_nothing(host: Any) -> None:
