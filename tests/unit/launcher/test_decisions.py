@@ -174,7 +174,7 @@ def test_status_texts(launcher: ModuleType) -> None:
     ],
 )
 def test_when_a_load_is_given_up(launcher: ModuleType, elapsed_s: float, still_s: float, verdict: str) -> None:
-    instance = launcher.Instance("a-0", "d", "127.0.0.1", 8000, ["a"], 900, 3600, 120, 60, 0)
+    instance = launcher.Instance("a-0", "d", "127.0.0.1", 8000, ["a"], 900, 120, 60, 0, 3600)
     assert launcher.load_verdict(elapsed_s, still_s, instance, 30) == verdict
 
 
