@@ -288,6 +288,18 @@ def test_term_while_it_waits_for_its_turn(rig: Rig) -> None:
     assert "engine started" not in rig.output()
 
 
+def test_a_turn_that_never_comes_is_not_waited_for_for_ever(rig: Rig) -> None:
+    rig.write(gpus=[0], start_limit_s=1)
+    lock = rig.root / "run" / "loading" / "gpu-0.lock"
+    lock.parent.mkdir(parents=True)
+    with lock.open("w") as file:
+        fcntl.flock(file, fcntl.LOCK_EX)
+        rig.start()
+        rig.wait_for("STATUS=failed: waiting for 1 s: another instance loads on the same GPU")
+        assert rig.ended() == 1
+    assert rig.state()["state"] == "failed"
+
+
 def test_the_engine_of_the_instance_is_run_not_that_of_the_link(rig: Rig) -> None:
     older = rig.root / "venvs" / "0.31.0" / "bin"
     older.mkdir(parents=True)
