@@ -6,6 +6,7 @@
 from __future__ import annotations
 
 import os
+import re
 import subprocess
 import time
 from collections.abc import Callable, Iterable, Mapping, Sequence
@@ -15,6 +16,9 @@ Result = tuple[int, str, str]
 Runner = Callable[[list[str]], Result]
 
 COMMAND_TIMEOUT_S = 60.0
+
+#: Colours and the like, as programs write them for terminals.
+_ANSI = re.compile(r"\x1b\[[0-?]*[ -/]*[@-~]")
 
 
 def run(argv: list[str]) -> Result:
@@ -26,24 +30,30 @@ def run(argv: list[str]) -> Result:
         argv,
         check=False,
         capture_output=True,
-        text=True,
-        errors="replace",
         timeout=COMMAND_TIMEOUT_S,
         stdin=subprocess.DEVNULL,
         env={**os.environ, "LC_ALL": "C"},
     )
-    return done.returncode, done.stdout, done.stderr
+    # Not as text: that would make an end of a line of each carriage return.
+    return done.returncode, done.stdout.decode(errors="replace"), done.stderr.decode(errors="replace")
+
+
+def printable(line: str) -> str:
+    """Return a line without anything that leads a terminal; its programs may say whatever they like."""
+    return "".join(letter if letter.isprintable() else " " for letter in _ANSI.sub("", line))
 
 
 def parse_show(text: str, properties: Iterable[str]) -> dict[str, str]:
     """Read the ``KEY=value`` lines of ``systemctl show``.
 
     Every asked-for property is in the answer (``""`` where systemd left it out). A line that starts with none of
-    them goes on with the value before it; a property that comes twice (lists) keeps one line for each.
+    them goes on with the value before it; a property that comes twice (lists) keeps one line for each. Values are
+    made `printable`, since ``StatusText`` ends in words of an engine.
     """
     values = dict.fromkeys(properties, "")
     current = ""
-    for line in text.splitlines():
+    # Not splitlines(), which ends a line at ten more characters: a value could bring properties of its own.
+    for line in map(printable, text.removesuffix("\n").split("\n")):
         key, separator, value = line.partition("=")
         if separator and key in values:
             values[key] = f"{values[key]}\n{value}" if values[key] else value
@@ -75,7 +85,7 @@ def seconds_since(monotonic_us: str, now_s: float | None = None) -> int:
 
 
 def journal(unit: str, lines: int, invocation: str = "", runner: Runner = run) -> list[str]:
-    """The last lines that a unit's own processes wrote, oldest first, blank ones left out.
+    """The last lines that a unit's own processes wrote, `printable`, oldest first, blank ones left out.
 
     With ``invocation`` only those of that one run. An unreadable journal gives ``[]``: it explains, it decides nothing.
     """
@@ -83,7 +93,7 @@ def journal(unit: str, lines: int, invocation: str = "", runner: Runner = run) -
     rc, out, _err = runner(["journalctl", "--no-pager", "--output=cat", f"--lines={lines}", *match])
     if rc != 0:
         return []
-    return [line.rstrip() for line in out.splitlines() if line.strip()]
+    return [line.rstrip() for line in map(printable, out.split("\n")) if line.strip()]
 
 
 def transient_argv(

@@ -24,6 +24,21 @@ def test_properties_are_read_as_text(text: str, values: dict[str, str]) -> None:
     assert _systemd.parse_show(text, ("LoadState", "Result")) == values
 
 
+@pytest.mark.parametrize("separator", ["\u2028", "\u2029", "\x85", "\x0b", "\x0c", "\x1c", "\x1e", "\r"])
+def test_what_an_engine_says_of_itself_becomes_no_property(separator: str) -> None:
+    """StatusText ends in words of the engine, which may hold whatever Python takes for the end of a line."""
+    text = f"NRestarts=0\nStatusText=failed: x{separator}NRestarts=many\nActiveState=failed\n"
+    found = _systemd.parse_show(text, ("NRestarts", "StatusText", "ActiveState"))
+    assert (found["NRestarts"], found["ActiveState"]) == ("0", "failed")
+    # And no terminal is led by it.
+    assert found["StatusText"] == "failed: x NRestarts=many"
+
+
+def test_a_command_s_output_is_read_as_it_is() -> None:
+    said = _systemd.run([sys.executable, "-c", r"print('StatusText=a\rNRestarts=7')"])
+    assert said == (0, "StatusText=a\rNRestarts=7\n", "")
+
+
 def test_the_unit_is_an_operand_and_never_an_option() -> None:
     asked: list[list[str]] = []
 
@@ -58,6 +73,11 @@ def test_the_journal_of_one_run_only() -> None:
     assert _systemd.journal("a.service", 5, "abc", runner) == ["one", " two"]
     assert asked[0][-2:] == ["--lines=5", "_SYSTEMD_INVOCATION_ID=abc"]
     assert _systemd.journal("a.service", 5, runner=lambda argv: (1, "x", "")) == []
+
+
+def test_the_journal_leads_no_terminal() -> None:
+    said = "\x1b[1;31mred\x1b[0m\tand\x1b]0;title\x07 \x9b2J\u202e done\n"
+    assert _systemd.journal("a.service", 5, runner=lambda argv: (0, said, "")) == ["red and ]0;title   2J  done"]
 
 
 def test_a_transient_unit_gets_its_arguments_as_written() -> None:
