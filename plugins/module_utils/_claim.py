@@ -8,6 +8,7 @@ from __future__ import annotations
 import contextlib
 import fcntl
 import json
+import os
 import secrets
 import time
 from collections.abc import Iterator
@@ -64,7 +65,9 @@ def turn(claim: str = "", check: bool = False, patience_s: float = PATIENCE_S) -
     if check:
         yield
         return
-    with LOCK.open("w", encoding="utf-8") as lock:
+    with os.fdopen(os.open(LOCK, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600), "w", encoding="utf-8") as lock:
+        # Whoever can read a file can lock it; one of an earlier version could be read by all.
+        os.fchmod(lock.fileno(), 0o600)
         _lock(lock, patience_s)
         if complaint := objection(claim):
             raise RefusedError(complaint)

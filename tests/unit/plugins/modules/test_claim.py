@@ -158,6 +158,17 @@ def test_a_killed_run_leaves_no_lock(paths: Path) -> None:
         pass
 
 
+@pytest.mark.parametrize("left", [None, 0o644])
+def test_only_root_can_hold_the_lock(left: int | None, paths: Path) -> None:
+    """Whoever can open a file for reading can lock it, and so keep every run from changing the host."""
+    lock = paths / "lock"
+    if left is not None:
+        lock.touch()
+        lock.chmod(left)
+    with _claim.turn():
+        assert lock.stat().st_mode & 0o777 == 0o600
+
+
 def test_the_claim_is_written_whole_for_all_to_read(monkeypatch: pytest.MonkeyPatch, paths: Path) -> None:
     mine = take(monkeypatch)
     file = paths / "claim.json"
