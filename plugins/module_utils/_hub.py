@@ -53,7 +53,7 @@ class Metadata:
 
 @dataclass(frozen=True)
 class Snapshot:
-    """A revision of a model: its commit (40 hexadecimal digits), and the names of its files."""
+    """A revision of a model: its commit (40 hexadecimal digits), and the names of its files that any terminal can show."""
 
     commit: str
     files: tuple[str, ...]
@@ -219,7 +219,7 @@ class _Hub:
                 f"{self.model}: {self.endpoint} does not say which commit {self.revision} is; correct vllm_hub_endpoint"
             )
         names = (one.get("rfilename") for one in listed if isinstance(one, dict))
-        return Snapshot(commit, tuple(name for name in names if isinstance(name, str)))
+        return Snapshot(commit, tuple(name for name in names if isinstance(name, str) and name.isprintable()))
 
     def config(self) -> dict[str, Any]:
         answer = self.get("config.json", CONFIG_MAX_BYTES)

@@ -574,6 +574,13 @@ def test_a_branch_is_resolved_to_its_commit_and_files(hub: StandIn) -> None:
     assert hub.asked == [("GET", f"/api/models/{MODEL}/revision/v1", f"Bearer {TOKEN}")]
 
 
+def test_a_name_that_leads_a_terminal_is_none(hub: StandIn) -> None:
+    """A message may list the files that there are."""
+    names = ["\x1b]0;x\x07.jinja", "a\nb.jinja", "\ud800.jinja", "\u202e.jinja", "\u00e4.jinja"]
+    hub.has("main", {"sha": COMMIT, "siblings": [{"rfilename": name} for name in names]})
+    assert resolve(hub) == _hub.Snapshot(COMMIT, ("\u00e4.jinja",))
+
+
 @pytest.mark.parametrize("said", [{}, [], {"sha": "main", "siblings": []}, {"sha": COMMIT}, {"sha": 7, "siblings": []}])
 def test_an_answer_without_a_commit_is_none(hub: StandIn, said: object) -> None:
     hub.has("main", said)
