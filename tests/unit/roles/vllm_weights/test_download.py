@@ -293,6 +293,40 @@ def test_a_list_without_checksums_is_no_list(run: Runner, hub: Hub) -> None:
     assert hub.asked("resolve") == []
 
 
+def listed(**file: Any) -> str:
+    return json.dumps({"id": MODEL, "sha": FIRST, "siblings": [{"rfilename": "m.safetensors", **file}]})
+
+
+@pytest.mark.parametrize(
+    "body",
+    [
+        "<html>please sign in</html>",
+        "[]",
+        "{}",
+        "[" * 100_000,
+        json.dumps({"id": MODEL, "sha": FIRST, "siblings": ["m.safetensors"]}),
+        listed(lfs={"sha256": "1" * 64}),
+    ],
+    ids=["a page", "a list", "nothing", "too deep", "names alone", "half a checksum"],
+)
+def test_whatever_else_answers_is_no_hub(run: Runner, hub: Hub, body: str) -> None:
+    """Such as the page of a proxy that wants somebody to sign in. In a sentence, since no traceback passes the look for secrets."""
+    hub.fails(path="/api/", body=body)
+    done = run()
+    assert done.status == 1
+    assert f"{MODEL}: what {hub.address} answers is no list of files (" in done.said
+    assert "Check vllm_hub_endpoint and the way there (vllm_https_proxy, vllm_no_proxy)." in done.said
+    assert len(done.said.splitlines()) == 1
+
+
+@pytest.mark.parametrize("size", [-1, True, "7", 10**400])
+def test_a_size_that_is_none_is_none(run: Runner, hub: Hub, size: object) -> None:
+    hub.fails(path="/api/", body=listed(blobId="1" * 40, size=size))
+    done = run()
+    assert done.status == 1
+    assert "gives no checksum or size of m.safetensors, so that it cannot be verified" in done.said
+
+
 def test_progress_says_how_much_how_fast_and_how_long(run: Runner, hub: Hub) -> None:
     hub.fails(path=f"cdn.*{LARGE}", bytes_per_s=400_000)
     said = run(options=("--progress-s", "0.3")).said
