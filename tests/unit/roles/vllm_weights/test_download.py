@@ -345,6 +345,19 @@ def test_two_at_once_do_not_share_a_folder(run: Runner, hub: Hub) -> None:
     assert (done.status, done.said) == (1, f"another vllm-download works in {run.home}. Wait for its end.\n")
 
 
+def test_no_other_account_can_hold_the_lock(run: Runner) -> None:
+    """Whoever can open a file for reading can lock it."""
+    assert run().status == 0
+    assert (run.home / ".vllm-download.lock").stat().st_mode & 0o777 == 0o600
+
+
+def test_a_link_in_the_lock_s_place_is_not_followed(run: Runner, tmp_path: Path) -> None:
+    (run.home / ".vllm-download.lock").symlink_to(tmp_path / "elsewhere")
+    done = run()
+    assert (done.status, (tmp_path / "elsewhere").exists()) == (1, False)
+    assert str(run.home / ".vllm-download.lock") in done.said
+
+
 def test_a_proxy_is_used_and_its_password_never_said(run: Runner, hub: Hub) -> None:
     hub.says(proxy_password="s3cret-of-nobody")
     # The library goes past a proxy for this machine's own names unless it is told that there are none.
