@@ -64,3 +64,36 @@ def test_what_is_right_passes(tmp_path: Path, proxy: str) -> None:
         tmp_path, vllm_weights_https_proxy=proxy, vllm_weights_no_proxy="localhost, .example.com,10.0.0.0/8"
     )
     assert done.returncode == 0, done.stdout
+
+
+REFUSED = [
+    "/", "//", "/etc", "/etc/vllm", "/var/lib/vllm", "/var/lib/vllm/", "/var/lib/vllm/instances", "/var/cache/vllm/x", "/opt/vllm/weights", "/opt",
+    "/run/weights", "/usr/share", "/lib64", "/dev", "/srv/../etc", "/srv//x", "/srv/./x", "/srv/my models", "/srv/%h", "/srv/a\nb", "/srv/a'b", "srv", "",
+]  # fmt: skip
+TAKEN = [
+    "/var/lib/vllm/weights",
+    "/var/lib/vllm-models",
+    "/srv/vllm/weights",
+    "/mnt/disk-1/",
+    "/data",
+    "/library",
+    "/opt/models",
+    "/usr/local/models",
+    "/srv/..x",
+]
+
+
+def test_a_directory_that_vllm_must_not_own_is_refused(tmp_path: Path) -> None:
+    """It becomes vllm's: with what root keeps of its instances in it, vllm could choose what is gone back to."""
+    hosts = {f"host{number}": {"vllm_weights_dir": folder} for number, folder in enumerate([*REFUSED, *TAKEN])}
+    (tmp_path / "hosts.yml").write_text(json.dumps({"all": {"hosts": hosts}}))
+    (tmp_path / "play.yml").write_text(PLAY.replace("localhost", "all"))
+    done = subprocess.run(
+        [Path(sys.executable).parent / "ansible-playbook", "-i", tmp_path / "hosts.yml", tmp_path / "play.yml"],
+        env={**os.environ, "ANSIBLE_CONFIG": str(ROOT / "ansible.cfg"), "ANSIBLE_NOCOLOR": "1"},
+        capture_output=True, text=True, check=False, timeout=60,
+    )  # fmt: skip
+    recap = done.stdout.partition("PLAY RECAP")[2]
+    failed = {hosts[line.split()[0]]["vllm_weights_dir"] for line in recap.splitlines() if "failed=1" in line}
+    assert failed == set(REFUSED), done.stdout
+    assert sum("failed=0" in line for line in recap.splitlines()) == len(TAKEN)
