@@ -5,6 +5,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 from ansible_collections.gpuops.vllm.plugins.plugin_utils._polling import PollingAction
 
 
@@ -12,3 +14,10 @@ class ActionModule(PollingAction):
     """Calls the module of the same name until it is no longer pending."""
 
     module = "gpuops.vllm.unit"
+
+    def run(self, tmp: str | None = None, task_vars: dict[str, Any] | None = None) -> dict[str, Any]:
+        timeout_s = str(self._task.args.get("timeout_s", ""))
+        if timeout_s.isdecimal():
+            # systemd ends the command in its time, and the module says so: that is heard first.
+            self.limit_s = max(self.limit_s, float(timeout_s) + 60.0)
+        return super().run(tmp, task_vars)

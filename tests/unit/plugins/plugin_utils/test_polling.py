@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from types import SimpleNamespace
 from typing import Any, cast
 
@@ -10,6 +11,7 @@ from ansible.errors import AnsibleConnectionFailure
 from ansible.playbook.task import Task
 from ansible.plugins.action import ActionBase
 from ansible.plugins.connection import ConnectionBase
+from ansible_collections.gpuops.vllm.plugins.action import unit
 from ansible_collections.gpuops.vllm.plugins.plugin_utils import _polling
 
 Answer = dict[str, Any] | Exception
@@ -129,6 +131,19 @@ def test_waiting_has_an_end(shown: list[str]) -> None:
     assert result["failed"]
     assert result["changed"]
     assert "last status: stuck" in result["msg"]
+
+
+@pytest.mark.parametrize(("timeout_s", "waited_s"), [(60, 6 * 3600), (12 * 3600, 12 * 3600), ("43200", 12 * 3600)])
+def test_a_unit_is_waited_for_as_long_as_it_may_take(shown: list[str], timeout_s: int | str, waited_s: int) -> None:
+    """A download may have half a day."""
+
+    class Unit(Action, unit.ActionModule):
+        module = "gpuops.vllm.anything"
+
+    action = Unit([pending("downloading")])
+    action._task.args["timeout_s"] = timeout_s
+    found = re.search(r"Still not done after (\d+) s", run(action)["msg"])
+    assert found and waited_s < int(found[1]) < waited_s + 120
 
 
 @pytest.mark.parametrize(
