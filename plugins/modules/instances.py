@@ -20,6 +20,7 @@ description:
   - Where nothing has served before, or that does not start either, every run tries anew, and systemd's start limit ends each try.
   - Other instances go on. Only a replica that is up is left as it is when another one of its model has failed, and so is an instance that was to get
     a port or a GPU of an instance that went back.
+  - Where the folder with an instance's model is missing, nothing is changed and the task fails.
   - Instances that are no longer listed are stopped, disabled and removed. Their weights stay.
   - The action plugin of the same name calls the module until every instance serves, and shows the loading progress.
 author:
@@ -176,6 +177,7 @@ class Converge:
             name: _converge.parse_failed(read_text(STATE / name / "failed.json") or "") for name in self.wanted
         }
         self.judge()
+        self.refuse_missing_weights()
         if not self.module.params["allow_restart"]:
             self.refuse_what_only_a_restart_brings()
         if self.write_units() or any(self.needs_reload(unit) for unit in [TARGET, *map(unit_of, self.wanted)]):
@@ -340,6 +342,19 @@ class Converge:
         """The entries with which instances have served, as far as they still may be needed."""
         lost = [name for name, move in self.moves.items() if move == "failed" and name not in self.returning]
         return {name: served.entry for name, served in self.served.items() if served and name not in lost}
+
+    def refuse_missing_weights(self) -> None:
+        """A start without the weights would be taken for settings that failed, and not be tried again once they are there."""
+        missing = [
+            f"{name} is to serve {one.entry['path']}, which is not on this host"
+            for name, one in self.wanted.items()
+            if self.verdicts[name] == "outdated" and not is_folder(one.entry["path"])
+        ]
+        if missing and not self.check:
+            self.module.fail_json(
+                msg=f"{'; '.join(missing)}. Run without --tags, or with --tags weights first. Nothing was changed.",
+                **self.result(),
+            )
 
     def ask_for_consent(self) -> None:
         if self.module.params["allow_restart"]:
@@ -558,6 +573,10 @@ class Converge:
         words = "\n".join(lines) or "(no line in the journal)"
         text = f"unit {observed.active}, {observed.restarts} automatic restarts.{said} Its last words:\n{words}"
         return _converge.scrubbed(text, self.secrets().values())[-WORDS:]
+
+
+def is_folder(path: str) -> bool:
+    return Path(path).is_dir()
 
 
 def now() -> str:

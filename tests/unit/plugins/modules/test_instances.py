@@ -172,6 +172,8 @@ def host(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> FakeHost:
     (tmp_path / "etc").mkdir()
     (tmp_path / "etc/secrets").write_text(f'VLLM_API_KEY="{"k" * 43}"\n')
     (tmp_path / "launcher").write_text("#!/usr/bin/python3\n")
+    # Every folder with a model is there, but for those that a test calls missing.
+    monkeypatch.setattr(module_under_test, "is_folder", lambda path: "missing" not in path)
     found = FakeHost(tmp_path)
     found.bad = ["nonsense"]
     return found
@@ -197,6 +199,39 @@ def test_a_bare_host_gets_files_units_and_a_start(host: FakeHost) -> None:
     assert json.loads((host.root / "etc/instances.json").read_text())["instances"][0]["port"] == 8000
     assert 'model: "/srv/models/m"' in (host.root / "etc/instances/a-0/engine.yaml").read_text()
     assert (host.root / "etc/instances/a-0/env").stat().st_mode & 0o777 == 0o600
+
+
+def test_without_its_weights_an_instance_is_not_started(host: FakeHost) -> None:
+    """As with --tags service after a new revision. Where they come later, the same settings are tried."""
+    serve(host, "a-0")
+    before = host.serving("a-0")
+    host.calls.clear()
+    changed = instance("a-0", path="/srv/models/missing")
+    refused = host.play(instances=[changed])
+    assert refused["failed"] is True
+    assert refused["msg"] == (
+        "a-0 is to serve /srv/models/missing, which is not on this host. Run without --tags, or with --tags weights first. Nothing was changed."
+    )
+    assert (refused["changed"], host.calls, host.serving("a-0")) == (False, [], before)
+    assert not (host.root / "state/a-0/failed.json").exists()
+    assert host.play(instances=[changed], check=True).get("failed") is None
+
+
+def test_what_serves_is_left_alone_without_its_weights(host: FakeHost, monkeypatch: pytest.MonkeyPatch) -> None:
+    serve(host, "a-0")
+    host.calls.clear()
+    monkeypatch.setattr(module_under_test, "is_folder", lambda path: False)
+    result = host.run("a-0")
+    assert (result.get("failed"), result["verdicts"], host.calls) == (None, {"a-0": "serving"}, [])
+
+
+def test_what_went_back_is_not_asked_for_the_weights_that_failed(
+    host: FakeHost, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    serve(host, "a-0")
+    assert "serves again" in host.play(instances=[bad("a-0")])["msg"]
+    monkeypatch.setattr(module_under_test, "is_folder", lambda path: False)
+    assert "still serves" in host.play(instances=[bad("a-0")])["msg"]
 
 
 def test_a_second_run_does_nothing(host: FakeHost) -> None:
