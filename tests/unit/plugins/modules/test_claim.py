@@ -204,4 +204,4 @@ def test_site_hands_the_claim_to_all_that_take_one() -> None:
                 assert play["module_defaults"] == claiming[0]["module_defaults"]
                 assert plays.index(claiming[0]) <= plays.index(play)
     assert claiming[1]["tags"] == ["always"]
-    assert set(re.findall(r"'(\w+)'", claiming[1]["when"])) == found | {"all"}
+    assert set(re.findall(r"'(\w+)'", claiming[1]["when"])) == found | {"all", "tagged"}
