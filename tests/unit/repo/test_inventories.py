@@ -65,7 +65,7 @@ def defaults(role: str) -> dict[str, Any]:
 
 def test_plan_and_download_ask_the_same_hub() -> None:
     wiring = yaml.safe_load((REPO / "playbooks/vars/wiring.yml").read_text())
-    assert wiring["vllm_plan_hub_endpoint"] == wiring["vllm_weights_hub_endpoint"]
+    assert wiring["vllm_weights_hub_endpoint"] == "{{ vllm_plan_hub_endpoint }}"
     (address,) = {defaults(role)[f"vllm_{role}_hub_endpoint"] for role in ("plan", "weights")}
     assert (
         f"'vllm_hub_endpoint', default=lookup('ansible.builtin.env', 'HF_ENDPOINT') or '{address}'"

@@ -52,6 +52,10 @@ def test_what_can_work_passes(tmp_path: Path, variables: dict[str, Any]) -> None
         (drains(879), "engine_args: {shutdown-timeout: 879} of a model of localhost: needs 878 or less"),
         (drains(878, vllm_service_drain_notice_s=10), "shutdown-timeout: 878} of a model of localhost: needs 870 or"),
         ({"vllm_service_start_timeout_s": 59}, "vllm_service_start_timeout_s is 59: needs 60 or more"),
+        (
+            {"vllm_service_stall_timeout_s": 0},
+            "vllm_service_stall_timeout_s is 0: every busy engine would count as hung",
+        ),
         ({"vllm_service_start_limit_s": 899}, "vllm_service_start_limit_s is 899: needs vllm_service_start_timeout_s"),
     ],
 )

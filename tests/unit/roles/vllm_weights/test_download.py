@@ -245,7 +245,7 @@ def test_the_hubs_wish_to_wait_is_heeded(run: Runner, hub: Hub) -> None:
 
 
 def test_but_not_for_a_day(run: Runner, hub: Hub, program: ModuleType) -> None:
-    pace = program.Pace()
+    pace = program.Pace(6)
     assert [pace.wait_s(failures, None) for failures in (1, 2, 3, 9)] == [2, 4, 8, 60]
     assert [pace.wait_s(1, asked) for asked in (0.5, 30, 86400)] == [2, 30, 300]
 
