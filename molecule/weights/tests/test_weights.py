@@ -185,3 +185,24 @@ def test_a_disk_that_is_too_small_is_refused_before_anything_is_fetched(host: An
         assert time.monotonic() - started < 60
     finally:
         host.check_output("umount /srv/small && rmdir /srv/small")
+
+
+def test_a_disk_that_fills_up_meanwhile_costs_nothing_but_the_rest(host: Any, hub: Any) -> None:
+    host.check_output("mkdir /srv/small && mount -t tmpfs -o size=700k tmpfs /srv/small")
+    try:
+        hub(faults=[{"path": "model.safetensors", "bytes_per_s": 100_000}])
+        growing = "stat --format=%s /srv/small/hub/models--gpuops--demo/blobs/*.incomplete"
+        # Somebody else takes what is left, once the download has begun.
+        watch = f"until [ $({growing} 2>/dev/null || echo 0) -gt 50000 ]; do sleep 0.2; done; dd if=/dev/zero of=/srv/small/other bs=4k"
+        host.check_output("systemd-run --unit=filler --property=RuntimeMaxSec=60 sh -c %s", watch)
+        full = role("/srv/small", vllm_weights_reserve_gib=0)
+        assert full.status != 0
+        assert "gpuops/demo: the disk is full (No space left on device). Make room below vllm_weights_dir" in full.said
+        hub()
+        host.check_output("rm /srv/small/other")
+        done = role("/srv/small", vllm_weights_reserve_gib=0)
+        assert done.status == 0, done.said
+        blob = host.file(f"/srv/small/hub/models--gpuops--demo/snapshots/{FIRST}/model.safetensors")
+        assert blob.sha256sum == host.file("/srv/models/demo/model.safetensors").sha256sum
+    finally:
+        host.check_output("umount /srv/small && rmdir /srv/small")
