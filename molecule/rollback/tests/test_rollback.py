@@ -37,7 +37,11 @@ def model(
 
 
 def serve(*models: dict[str, Any], **variables: Any) -> playbook.Done:
-    return playbook.run("site.yml", "--tags", "service", hosts=[HOST], vllm_models=list(models), **variables)
+    return playbook.run("molecule/rollback/files/service.yml", hosts=[HOST], vllm_models=list(models), **variables)
+
+
+def site(one: dict[str, Any]) -> playbook.Done:
+    return playbook.run("site.yml", "--tags", "service", hosts=[HOST], vllm_models=[one])
 
 
 @dataclass(frozen=True)
@@ -144,7 +148,7 @@ def test_of_two_plays_at_once_the_later_one_has_the_host(host: Any, monkeypatch:
         plays = {}
         for who, one in wanted.items():
             monkeypatch.setenv("LOGNAME", who)
-            plays[who] = pool.submit(serve, one)
+            plays[who] = pool.submit(site, one)
             time.sleep(2)
         ended = {who: play.result(timeout=120) for who, play in plays.items()}
     winners = [who for who, done in ended.items() if done.status == 0]
