@@ -48,7 +48,8 @@ def figure(seconds: float | None) -> str:
 def comes_back(subject: Subject, before: Look, killed_s: float, limit_s: float) -> tuple[bool, str, Look]:
     """Wait for the next whole answer; judge it by `limit_s` beside RestartSec and the load, and look for what was left."""
     back_s = subject.back(killed_s, limit_s + TIMES.restart_s + GRACE_S + 60)
-    after = subject.look()
+    # An engine answers others a moment before the launcher has its own answer.
+    after = subject.wait(lambda look: look.serving and look.load_s > 0, within_s=10 if back_s else 0)
     if back_s is None:
         return False, f"never back, now {after.active}: {after.words}", after
     left = subject.alive(before.processes)
