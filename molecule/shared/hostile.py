@@ -35,6 +35,9 @@ FIXED = [
     "two  blanks",
     "tab\there",
     "carriage\rreturn",
+    "line\nbreak",
+    "ends in a line break\n",
+    "\x01\x1b[31m\x7f\x85\u2028",
     "ünïcödé ☃ 𝄞",
     "x" * 5000,
     "KEY=value=more",
@@ -45,11 +48,11 @@ FIXED = [
     "~",
     "",
 ]
-ALPHABET = "".join(map(chr, range(32, 127))) + "\t\rüß☃" + "\\\"'$`" * 4
+ALPHABET = "".join(map(chr, range(1, 160))) + "üß☃" + "\\\"'$`\n" * 4
 
 
 def values(seed: int) -> dict[str, str]:
-    """Return variables of an environment by name; no line break, which the plan refuses."""
+    """Return variables of an environment by name."""
     chance = random.Random(seed)
     made = ["".join(chance.choices(ALPHABET, k=chance.randint(1, 60))) for _ in range(30)]
     return {f"HOSTILE_{number:02}": value for number, value in enumerate([*FIXED, *made])}

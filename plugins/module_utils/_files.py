@@ -16,7 +16,8 @@ from pathlib import Path
 def read_text(path: Path) -> str | None:
     """Return the file's text, or None where there is no file."""
     try:
-        return path.read_text(encoding="utf-8")
+        # As it is: by default a carriage return would read as a line break.
+        return path.read_bytes().decode()
     except FileNotFoundError:
         return None
 

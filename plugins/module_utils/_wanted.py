@@ -15,10 +15,10 @@ SLUG = re.compile(r"^[a-z0-9]([a-z0-9-]{0,30}[a-z0-9])?\Z")
 RESERVED_SLUGS = ("v1", "health", "metrics")
 ARGUMENT = re.compile(r"^[a-z][a-z0-9]*(-[a-z0-9]+)*(\.[A-Za-z0-9_.-]+)?\Z")
 ENVIRONMENT = re.compile(r"^[A-Z_][A-Z0-9_]*\Z")
-#: What a value in an environment may not hold: ends of lines, control characters but the tab, and what systemd takes for no UTF-8,
-#: which are halves of characters and those that never will be any. It would read nothing of the file, and start no engine.
+#: What no environment file carries: NUL, and what systemd takes for no UTF-8, which are halves of characters and those that never will
+#: be any. It would read nothing of the file, and start no engine.
 NO_VALUE = re.compile(
-    "[\x00-\x08\x0a-\x1f\x7f-\x9f\u2028\u2029\ud800-\udfff\ufdd0-\ufdef"
+    "[\x00\ud800-\udfff\ufdd0-\ufdef"
     + "".join(chr(plane << 16 | last) for plane in range(17) for last in (0xFFFE, 0xFFFF))
     + "]"
 )
@@ -208,7 +208,9 @@ def environment_problems(where: str, env: object) -> list[str]:
         elif not isinstance(name, str) or not ENVIRONMENT.match(name):
             found.append(f"{where} has the name {name!r}: needs A-Z, 0-9 and '_'. Correct it.")
         elif not isinstance(value, (str, int, float)) or NO_VALUE.search(str(value)):
-            found.append(f"{where}.{name} is no single line of text without control characters. Correct it.")
+            found.append(
+                f"{where}.{name} is no text that an environment file carries: needs text without NUL and half characters. Correct it."
+            )
     return found
 
 

@@ -57,3 +57,10 @@ def test_a_link_clears_what_a_killed_flip_left(tmp_path: Path, dead: int) -> Non
     _certificate.flip(tmp_path / "current", "there")
     assert names(tmp_path) == ["current"]
     assert (tmp_path / "current").readlink() == Path("there")
+
+
+def test_what_was_written_reads_back_as_it_was(tmp_path: Path) -> None:
+    """Else a file would never be as it should be, and every run would write it anew."""
+    content = "a\rb\r\nc\u2028\n"
+    _files.write_atomic(tmp_path / "x", content, 0o600)
+    assert _files.read_text(tmp_path / "x") == content
