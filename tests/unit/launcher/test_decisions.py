@@ -5,9 +5,13 @@ from __future__ import annotations
 import threading
 from collections.abc import Iterator
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from pathlib import Path
 from types import ModuleType
 
 import pytest
+import yaml
+
+ROOT = Path(__file__).resolve().parents[3]
 
 METRICS = """\
 # TYPE vllm:num_requests_running gauge
@@ -247,3 +251,9 @@ def test_first_token(launcher: ModuleType, routes_port: int, statuses: dict[str,
 
 def test_no_answer_is_not_a_token(launcher: ModuleType) -> None:
     assert launcher.Client("127.0.0.1", 1, "k").first_token("demo", 1) is None
+
+
+def test_systemd_leaves_the_launcher_the_time_that_it_takes(launcher: ModuleType) -> None:
+    """The role refuses a longer drain by a number of its own, since no role reads the launcher."""
+    variables = yaml.safe_load((ROOT / "roles" / "vllm_service" / "vars" / "main.yml").read_text())
+    assert variables["__vllm_service_kill_after_s"] == launcher.Pace().kill_after_s

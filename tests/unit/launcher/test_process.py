@@ -217,61 +217,51 @@ def test_a_load_that_moves_ends_at_its_limit(rig: Rig) -> None:
     assert rig.ended() == 1
 
 
-def test_instances_on_one_gpu_load_one_after_the_other(rig: Rig, tmp_path_factory: pytest.TempPathFactory) -> None:
-    other = type(rig)(tmp_path_factory.mktemp("other"))
-    (other.root / "run").symlink_to(rig.root / "run")
+@pytest.fixture
+def neighbour(rig: Rig, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Rig]:
+    """Another instance, demo-1, of the same host."""
+    made = type(rig)(tmp_path_factory.mktemp("neighbour"))
     (rig.root / "run").mkdir()
-    other.rename("demo-1")
+    (made.root / "run").symlink_to(rig.root / "run")
+    made.rename("demo-1")
+    yield made
+    made.close()
+
+
+def test_instances_on_one_gpu_load_one_after_the_other(rig: Rig, neighbour: Rig) -> None:
     rig.write(gpus=[0, 1])
-    other.write(gpus=[1, 2])
+    neighbour.write(gpus=[1, 2])
     rig.start(FAKE_ENGINE_LOAD_S="1.5")
     rig.wait_for("STATUS=loading")
-    other.start("demo-1")
-    try:
-        assert "EXTEND_TIMEOUT_USEC=60000000" in other.wait_for(
-            "STATUS=waiting for 0 s: another instance loads on the same GPU"
-        )
-        assert other.state()["state"] == "waiting"
-        other.wait_for("STATUS=loading")
-        assert rig.state()["state"] == "serving"
-        other.wait_for("READY=1")
-    finally:
-        other.close()
+    neighbour.start("demo-1")
+    assert "EXTEND_TIMEOUT_USEC=60000000" in neighbour.wait_for(
+        "STATUS=waiting for 0 s: another instance loads on the same GPU"
+    )
+    assert neighbour.state()["state"] == "waiting"
+    neighbour.wait_for("STATUS=loading")
+    assert rig.state()["state"] == "serving"
+    neighbour.wait_for("READY=1")
 
 
-def test_instances_on_other_gpus_load_side_by_side(rig: Rig, tmp_path_factory: pytest.TempPathFactory) -> None:
-    other = type(rig)(tmp_path_factory.mktemp("other"))
-    (other.root / "run").symlink_to(rig.root / "run")
-    (rig.root / "run").mkdir()
-    other.rename("demo-1")
+def test_instances_on_other_gpus_load_side_by_side(rig: Rig, neighbour: Rig) -> None:
     rig.write(gpus=[0])
-    other.write(gpus=[1])
+    neighbour.write(gpus=[1])
     rig.start(FAKE_ENGINE_LOAD_S="60")
     rig.wait_for("STATUS=loading")
-    other.start("demo-1")
-    try:
-        other.wait_for("READY=1")
-    finally:
-        other.close()
+    neighbour.start("demo-1")
+    neighbour.wait_for("READY=1")
     assert rig.state()["state"] == "loading"
 
 
-def test_the_turn_passes_on_when_a_load_fails(rig: Rig, tmp_path_factory: pytest.TempPathFactory) -> None:
-    other = type(rig)(tmp_path_factory.mktemp("other"))
-    (other.root / "run").symlink_to(rig.root / "run")
-    (rig.root / "run").mkdir()
-    other.rename("demo-1")
+def test_the_turn_passes_on_when_a_load_fails(rig: Rig, neighbour: Rig) -> None:
     rig.write(gpus=[0], start_timeout_s=1)
-    other.write(gpus=[0])
+    neighbour.write(gpus=[0])
     rig.start(FAKE_ENGINE_FAULT="stuck_load")
     rig.wait_for("STATUS=loading")
-    other.start("demo-1")
-    try:
-        other.wait_for("STATUS=waiting")
-        assert rig.ended() == 1
-        other.wait_for("READY=1")
-    finally:
-        other.close()
+    neighbour.start("demo-1")
+    neighbour.wait_for("STATUS=waiting")
+    assert rig.ended() == 1
+    neighbour.wait_for("READY=1")
 
 
 def test_term_while_it_waits_for_its_turn(rig: Rig) -> None:
