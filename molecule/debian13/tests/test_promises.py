@@ -9,7 +9,6 @@ import subprocess
 from typing import Any
 
 import endpoint
-import pytest
 
 testinfra_hosts = ["ansible://deb13"]
 RECAP = re.compile(r"^deb13 +: .*changed=(\d+) .*failed=0 ", re.MULTILINE)
@@ -32,12 +31,6 @@ def play(*arguments: str, playbook: str = "site.yml", **variables: Any) -> tuple
     recap = RECAP.search(said)
     assert recap, said
     return said, int(recap[1])
-
-
-@pytest.fixture(scope="module", autouse=True)
-def as_the_inventory_says() -> None:
-    """The side effect has left the engine with another argument."""
-    play()
 
 
 def state(host: Any) -> dict[str, Any]:
