@@ -80,7 +80,7 @@ bench-plan: $(CONTROL) ## Time the plan of 100 hosts with 8 models each
 
 .PHONY: unit
 unit: $(TOOLS) ## Unit tests of the Python and of the repository
-	@pytest
+	@pytest --numprocesses=auto
 
 .PHONY: sanity
 sanity: $(TOOLS) ## ansible-test sanity
