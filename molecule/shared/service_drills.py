@@ -271,8 +271,17 @@ def stop_while_loading(subject: Subject) -> Seen:
 # --- surroundings ---------------------------------------------------------------------------------
 
 
+# Tells systemd of itself without a pause, as a broken unit beside ours may: the queue of the socket is full while systemd reloads.
+CHATTER = """
+import os, socket
+talk = socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM)
+while True:
+    talk.sendto(b"STATUS=still here", os.environ["NOTIFY_SOCKET"])
+"""
+
+
 def storm(subjects: list[Subject], rounds: int = 5) -> Seen:
-    """Start each of them so many times while systemd reloads without a pause."""
+    """Start each of them so many times while systemd reloads without a pause, and another unit talks to it all the time."""
     shell, calm = subjects[0].shell, threading.Event()
     reloads = 0
 
@@ -290,6 +299,8 @@ def storm(subjects: list[Subject], rounds: int = 5) -> Seen:
             lost += not subject.wait(lambda look: look.serving, within_s=15).serving
         return lost
 
+    shell.write("/run/chatter.py", CHATTER)
+    shell.out("systemd-run --quiet --collect --unit=chatter --property=NotifyAccess=main python3 /run/chatter.py")
     storming = threading.Thread(target=reload, daemon=True)
     storming.start()
     try:
@@ -298,6 +309,7 @@ def storm(subjects: list[Subject], rounds: int = 5) -> Seen:
     finally:
         calm.set()
         storming.join(120)
+        shell.out("systemctl stop chatter; rm /run/chatter.py")
     count = rounds * len(subjects)
     return Seen(lost == 0, f"{count - lost} of {count} starts became ready during {reloads} daemon-reloads")
 

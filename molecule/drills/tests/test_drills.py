@@ -1,4 +1,5 @@
-"""Each drill of the service against ours, and with `make drills` against the naive way as well, where it must fail what we say it fails."""
+"""Each drill of the service against ours. With `make drills` also against the naive way and, where that passes, with a part taken away:
+each drill must fail there, or it shows nothing."""
 
 from __future__ import annotations
 
@@ -18,6 +19,7 @@ from typing import Any
 import endpoint
 import hostile
 import load
+import parts
 import playbook
 import pytest
 import record
@@ -212,6 +214,20 @@ NOT_NAIVE = {"/run full", REMOVED}
 ALL = [*(drill.name for drill in DRILLS), STORM, MISSING, REMOVED, REBOOT, TURNS]
 NAIVE_FAILS = {drill.name for drill in DRILLS if drill.naive_fails} | {MISSING, TURNS}
 
+#: Which instance a drill takes that has a part to lose, where it does not need the machine.
+WITHOUT = {
+    "kill -9 of the engine": "crash",
+    "kill -9 of the main process": "hang-core",
+    "idle": "quiet",
+    "busy, with a slow /health": "busy",
+    "stuck load": "slow",
+    "stop while loading": "stop",
+    "/run full": "full",
+    "nothing secret shows": "hostile",
+}
+#: What is taken away where it is no part of unit or launcher.
+OTHER_PARTS = {REBOOT: "one is not enabled", REMOVED: "only the proxy's part of the play runs"}
+
 Results = dict[tuple[str, Way], Seen | Exception]
 
 
@@ -305,12 +321,12 @@ class Run:
     def removal(self) -> None:
         self.note(REMOVED, self.removed)
 
-    def removed(self) -> Seen:
+    def removed(self, tags: str = "service,proxy") -> Seen:
         """A play with one model less."""
         with ThreadPoolExecutor(max_workers=len(NAMES)) as pool:
             list(pool.map(Subject.begin, self._subjects.values()))
         mains = {name: subject.look().main for name, subject in self._subjects.items() if name != "leaving"}
-        done = play("service,proxy", leaving=[])
+        done = play(tags, leaving=[])
         shell = self._subjects["crash"].shell
         others = {name: self._subjects[name].look() for name in mains}
         restarted = [name for name, main in mains.items() if others[name].main != main or not others[name].serving]
@@ -324,6 +340,33 @@ class Run:
         ok = done.status == 0 and not restarted and not left and weights and gone == {"404": 1}
         said = f"others go on: {not restarted}, left: {left or 'nothing'}, its path answers {gone}, weights stay: {weights}"
         return Seen(ok, said if done.status == 0 else f"{said}; {done.refused}")
+
+    def without_parts(self) -> None:
+        """The drills of `parts.PARTS`, each with its part taken away: side by side, and then those that need the machine."""
+        self._way = "without"
+        lanes = dict.fromkeys(WITHOUT.values())
+        with ThreadPoolExecutor(max_workers=len(lanes)) as pool:
+            list(pool.map(self.lane_without, lanes))
+        some = [self._subjects[name] for name in ("crash", "quiet", "stop", "hang-core")]
+        with parts.without(parts.PARTS[STORM], some):
+            self.note(STORM, partial(drills.storm, some))
+        pair = [self._subjects["gpu-a"], self._subjects["gpu-b"]]
+        self._subjects["quiet"].systemctl("disable")
+        with parts.without(parts.PARTS[TURNS], pair):
+            self.reboot()
+
+    def lane_without(self, lane: str) -> None:
+        for drill in DRILLS:
+            if WITHOUT.get(drill.name) == lane:
+                subject = self._subjects[lane]
+                with parts.without(parts.PARTS[drill.name], [subject]):
+                    self.note(drill.name, partial(drill.run, subject))
+
+    def kept(self) -> None:
+        """The model is gone from the inventory, and the part of the play that takes it away does not run."""
+        self._way = "without"
+        self.note(REMOVED, partial(self.removed, "proxy"))
+        self._way = "ours"
 
     def reboot(self) -> None:
         self.note(REBOOT, self.rebooted)
@@ -372,20 +415,29 @@ def results(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Results]:
         certificate.write_text(shells["crash"].out("cat /etc/vllm/tls/current/fullchain.pem"))
         mine = Run(shells, ours(shells["crash"], str(certificate)), found)
         only = os.environ.get("GPUOPS_DRILLS_ONLY", "side_by_side,alone,removal,reboot").split(",")
+        if record.wanted():
+            mine.kept()
         for step in (mine.side_by_side, mine.alone, mine.removal, mine.reboot):
             if step.__name__ in only:
                 step()
         if record.wanted():
+            mine.without_parts()
             theirs = Run(shells, naive(shells["crash"]), found)
             for step in (theirs.side_by_side, theirs.alone, theirs.reboot):
                 step()
         for (name, way), result in sorted(found.items(), key=lambda one: ALL.index(one[0][0])):
             seen = result if isinstance(result, Seen) else Seen(False, repr(result))
-            record.record(name, way, seen.ok, seen.seen)
+            said = f"{gone(name)}: {seen.seen}" if way == "without" else seen.seen
+            record.record(name, way, seen.ok, said)
         yield found
     finally:
         for shell in shells.values():
             shell.close()
+
+
+def gone(name: str) -> str:
+    """What a drill is without, in words."""
+    return OTHER_PARTS.get(name) or parts.PARTS[name].words
 
 
 def judged(results: Results, name: str, way: Way) -> Seen:
@@ -406,6 +458,11 @@ if record.wanted():
     def test_the_naive_way_fails(results: Results, name: str) -> None:
         ok, seen = judged(results, name, "naive")
         assert not ok, f"this drill shows nothing: {seen}"
+
+    @pytest.mark.parametrize("name", sorted({*parts.PARTS, *OTHER_PARTS}))
+    def test_without_its_part_ours_fails(results: Results, name: str) -> None:
+        ok, seen = judged(results, name, "without")
+        assert not ok, f"without the part ({gone(name)}) it passes: {seen}"
 
 
 @pytest.mark.usefixtures("results")

@@ -1,8 +1,10 @@
-"""The same kill against the usual way, a file and a handler: the next run says all is well, and the old setting goes on serving."""
+"""The same against the usual way, a file and a handler: the play says that all is well, and something else serves, or nothing."""
 
 from __future__ import annotations
 
+import time
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
 import killing
@@ -43,10 +45,14 @@ def served(host: Any) -> int:
     return int(host.check_output("python3 -c %s", ASK))
 
 
-@pytest.mark.skipif(
-    not record.wanted(), reason="the comparison with the usual way belongs to the drills: GPUOPS_DRILLS=all"
-)
-@pytest.mark.usefixtures("naive")
+pytestmark = [
+    pytest.mark.skipif(
+        not record.wanted(), reason="the comparison with the usual way belongs to the drills: GPUOPS_DRILLS=all"
+    ),
+    pytest.mark.usefixtures("naive"),
+]
+
+
 def test_a_handler_is_lost_with_the_play(host: Any) -> None:
     walk = killing.walk(NAIVE, machine="deb13", way="after", roles=["naive"], max_model_len=256)
     assert walk.killed == ["naive : Write the engine's configuration, after its change"]
@@ -55,3 +61,28 @@ def test_a_handler_is_lost_with_the_play(host: Any) -> None:
     assert served(host) == 512
     seen = "the next run: rc 0, changed=0, and the old setting goes on serving (512, the file says 256)"
     record.record(killing.title("after", "a machine that serves"), "naive", False, seen)
+
+
+def test_a_setting_that_does_not_start_is_no_failure(host: Any) -> None:
+    done = playbook.run(NAIVE, hosts=["deb13"], max_model_len="none")
+    assert done.status == 0, done.said
+    state = "systemctl show --property=NRestarts --value naive-vllm.service"
+    time.sleep(1)
+    assert int(host.check_output(state)) > 0
+    seen = "rc 0; nothing serves, and systemd starts it again and again"
+    record.record("a setting that does not start", "naive", False, seen)
+    again = playbook.run(NAIVE, hosts=["deb13"], max_model_len="none")
+    assert (again.status, again.changed["deb13"]) == (0, 0)
+    record.record("the same setting again", "naive", False, "rc 0, changed=0, and still nothing serves")
+
+
+def test_two_plays_at_once_both_end_well(host: Any) -> None:
+    with ThreadPoolExecutor() as pool:
+        plays = {
+            length: pool.submit(playbook.run, NAIVE, hosts=["deb13"], max_model_len=length) for length in (128, 1024)
+        }
+    ended = {length: play.result() for length, play in plays.items()}
+    assert [done.status for done in ended.values()] == [0, 0]
+    seen = f"both end with 0, and one of them was told wrong: {served(host)} serves, the file says "
+    seen += host.check_output("sed -n 's/^max-model-len: //p' /etc/naive-engine.yaml")
+    record.record("two plays at once", "naive", False, seen)

@@ -88,6 +88,9 @@ def before() -> Iterator[dict[str, Seen]]:
     yield {}
 
 
+@pytest.mark.drill(
+    "a setting that does not start", "the play fails with the engine's own words, and the old setting serves again"
+)
 def test_after_bad_settings_the_old_ones_serve_again(host: Any, before: dict[str, Seen]) -> None:
     before["good"] = look(host)
     done = serve(BAD)
@@ -100,6 +103,7 @@ def test_after_bad_settings_the_old_ones_serve_again(host: Any, before: dict[str
     before["after"] = look(host)
 
 
+@pytest.mark.drill("the same setting again", "the play fails, changed=0, same InvocationID: nothing was tried again")
 def test_a_further_run_touches_nothing_and_fails(host: Any, before: dict[str, Seen]) -> None:
     done = serve(BAD)
     assert done.status != 0
@@ -138,6 +142,9 @@ def test_other_settings_serve(host: Any, before: dict[str, Seen]) -> None:
     assert not host.file("/var/lib/vllm/instances/demo-0/failed.json").exists
 
 
+@pytest.mark.drill(
+    "two plays at once", "one ends well and the host is wholly its own, the other is refused and told by whom"
+)
 def test_of_two_plays_at_once_the_later_one_has_the_host(host: Any, monkeypatch: pytest.MonkeyPatch) -> None:
     """Which of them takes the host over last is theirs; all that is on it must then be that one's."""
     wanted = {

@@ -112,6 +112,7 @@ def exposure(host: Any) -> float:
     return float(found[1])
 
 
+@pytest.mark.drill("second run, with the hub gone", "changed=0, same InvocationID")
 def test_a_second_run_needs_no_hub_and_changes_nothing(host: Any) -> None:
     before = running(host)
     host.check_output("systemctl kill --signal=STOP hub")
@@ -124,6 +125,10 @@ def test_a_second_run_needs_no_hub_and_changes_nothing(host: Any) -> None:
     assert running(host) == before
 
 
+@pytest.mark.drill(
+    "a download that is not what the hub listed",
+    "the play fails and names the file, the old commit serves on, same InvocationID",
+)
 def test_a_broken_download_of_a_new_commit_leaves_the_old_one_serving(host: Any, hub: Any) -> None:
     before = running(host)
     repo = {"gated": True, "refs": {"main": SECOND}, "commits": {FIRST: "/srv/models/demo", SECOND: "/srv/hub/second"}}
@@ -139,6 +144,7 @@ def test_a_broken_download_of_a_new_commit_leaves_the_old_one_serving(host: Any,
     assert not host.file(f"{REPOSITORY}/verified/{SECOND}.json").exists
 
 
+@pytest.mark.drill("weights cut short on the disk", "found and mended by the next run, by its SHA-256")
 def test_a_file_that_was_cut_short_is_found_and_mended(host: Any) -> None:
     file = f"{REPOSITORY}/snapshots/{FIRST}/model.safetensors"
     host.check_output("truncate --size=1000 %s", file)
@@ -148,6 +154,7 @@ def test_a_file_that_was_cut_short_is_found_and_mended(host: Any) -> None:
     assert host.file(file).sha256sum == host.file("/srv/models/demo/model.safetensors").sha256sum
 
 
+@pytest.mark.drill("a download that is killed", "the next run goes on at the byte where it stopped")
 def test_a_download_that_was_killed_goes_on_where_it_stopped_and_through_a_proxy(host: Any, hub: Any) -> None:
     """All by CONNECT, with a password, to a hub that an authority vouches for which only vllm_ca_file names."""
     other = "/srv/other"
@@ -179,6 +186,7 @@ def test_a_download_that_was_killed_goes_on_where_it_stopped_and_through_a_proxy
     assert (again.status, again.changed["gpu01"]) == (0, 0), again.said
 
 
+@pytest.mark.drill("a disk too small for the weights", "refused before a byte is fetched")
 def test_a_disk_that_is_too_small_is_refused_before_anything_is_fetched(host: Any) -> None:
     host.check_output("mkdir /srv/small && mount -t tmpfs -o size=256k tmpfs /srv/small")
     try:
@@ -194,6 +202,9 @@ def test_a_disk_that_is_too_small_is_refused_before_anything_is_fetched(host: An
         host.check_output("umount /srv/small && rmdir /srv/small")
 
 
+@pytest.mark.drill(
+    "a disk that fills up under a download", "the play fails and says so; with room again the next run completes it"
+)
 def test_a_disk_that_fills_up_meanwhile_costs_nothing_but_the_rest(host: Any, hub: Any) -> None:
     host.check_output("mkdir /srv/small && mount -t tmpfs -o size=700k tmpfs /srv/small")
     try:

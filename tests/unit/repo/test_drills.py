@@ -35,6 +35,7 @@ def lines(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> list[str]:
     monkeypatch.setattr(record, "FILE", tmp_path / "new" / "drills.jsonl")
     record.record("kill", "ours", False, "never back")
     record.record("kill", "naive", False, "values 'a|b' and \x07\n of\n lines")
+    record.record("kill", "without", False, "no restart: away")
     record.record("kill", "ours", True, "back after 12.0 s")
     record.record("full", "ours", False, "stays failed")
     return (tmp_path / "new" / "drills.jsonl").read_text().splitlines()
@@ -43,10 +44,10 @@ def lines(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> list[str]:
 def test_the_last_result_of_a_drill_and_way_counts(lines: list[str]) -> None:
     drills = module_of("scripts/drills")
     assert drills.table(drills.read(lines)) == (
-        "| drill | naive | ours |\n"
-        "| --- | --- | --- |\n"
-        "| kill | **fails**: values 'a\\|b' and ? of lines | passes: back after 12.0 s |\n"
-        "| full | - | **fails**: stays failed |\n"
+        "| drill | naive | ours without the part | ours |\n"
+        "| --- | --- | --- | --- |\n"
+        "| kill | **fails**: values 'a\\|b' and ? of lines | **fails**: no restart: away | passes: back after 12.0 s |\n"
+        "| full | - | - | **fails**: stays failed |\n"
     )
 
 
