@@ -143,48 +143,53 @@ class Wanted:
     entry: dict[str, Any]
 
 
+@dataclass
+class Instance:
+    """An instance in one pass: what is wanted, what the host shows, and what is decided from that."""
+
+    wanted: Wanted
+    observed: _converge.Observed
+    served: _converge.Served | None
+    failed: _converge.Failed | None
+    #: Against the wanted digest, and against the one that it is led to now, which may be that of before.
+    verdict: _converge.Verdict
+    move: _converge.Verdict
+    #: What it goes back to, who has its port or a GPU of it by now, and because of whom it stays as it is.
+    back: _converge.Served | None = None
+    taken_by: str = ""
+    held_by: str = ""
+    needs_consent: bool = False
+
+    @property
+    def goal(self) -> Wanted | _converge.Served:
+        """What it is led to now."""
+        return self.back or self.wanted
+
+
 class Converge:
     """One pass over the host. Every step looks first, so that a pass that was cut off anywhere is taken up by the next."""
 
     def __init__(self, module: AnsibleModule) -> None:
         self.module = module
         self.check: bool = module.check_mode
-        self.instances: list[dict[str, Any]] = module.params["instances"]
         self.started: dict[str, str] = dict(module.params["started"])
         self.tried: dict[str, str] = dict(module.params["tried"])
         self.actions: list[str] = []
         self.diff: list[dict[str, str]] = []
-        self.restart_pending: list[str] = []
-        self.wanted: dict[str, Wanted] = {}
-        self.observed: dict[str, _converge.Observed] = {}
         self.entries: dict[str, dict[str, Any]] = {}
-        self.served: dict[str, _converge.Served | None] = {}
-        self.failed: dict[str, _converge.Failed | None] = {}
-        #: Against the wanted digest, and against the one that the instance is led to now, which may be that of before.
-        self.verdicts: dict[str, _converge.Verdict] = {}
-        self.moves: dict[str, _converge.Verdict] = {}
-        self.returning: dict[str, _converge.Served] = {}
-        self.taken_by: dict[str, str] = {}
-        self.held: dict[str, str] = {}
+        self.instances: dict[str, Instance] = {}
 
     def run(self) -> None:
         key = self.engine_key()
-        self.wanted = {one["name"]: self.render(one, key) for one in self.instances}
-        self.observed = {name: self.observe(name) for name in self.wanted}
         self.entries = self.assigned()
-        self.served = {name: self.last_served(name) for name in self.wanted}
-        self.failed = {
-            name: _converge.parse_failed(read_text(STATE / name / "failed.json") or "") for name in self.wanted
-        }
+        self.instances = {one["name"]: self.look(one, key) for one in self.module.params["instances"]}
         self.judge()
         self.refuse_missing_weights()
-        if not self.module.params["allow_restart"]:
-            self.refuse_what_only_a_restart_brings()
-        if self.write_units() or any(self.needs_reload(unit) for unit in [TARGET, *map(unit_of, self.wanted)]):
-            self.systemctl("daemon-reload")
-        leaving = sorted(set(self.present()) - set(self.wanted))
-        stopping = [name for name in leaving if self.remove(name)]
         self.ask_for_consent()
+        if self.write_units() or any(self.needs_reload(unit) for unit in [TARGET, *map(unit_of, self.instances)]):
+            self.systemctl("daemon-reload")
+        leaving = sorted(set(self.present()) - set(self.instances))
+        stopping = [name for name in leaving if self.remove(name)]
         chosen = [] if stopping else self.choose()
         self.enable(self.write_instances(chosen))
         if not stopping:
@@ -192,6 +197,14 @@ class Converge:
         self.finish(stopping)
 
     # --- what is wanted, and what is there ---
+
+    def look(self, planned: Mapping[str, Any], key: str) -> Instance:
+        name = planned["name"]
+        wanted, observed = self.render(planned, key), self.observe(name)
+        served = self.last_served(name, wanted, observed)
+        failed = _converge.parse_failed(read_text(STATE / name / "failed.json") or "")
+        verdict = _converge.judge(wanted.digest, observed, self.started.get(name))
+        return Instance(wanted, observed, served, failed, verdict, move=verdict)
 
     def render(self, instance: Mapping[str, Any], key: str) -> Wanted:
         engine, environment = _engine_file.engine_yaml(instance), _engine_file.environment(instance)
@@ -244,12 +257,12 @@ class Converge:
             return {}
         return {str(one["name"]): one for one in found}
 
-    def last_served(self, name: str) -> _converge.Served | None:
+    def last_served(self, name: str, wanted: Wanted, observed: _converge.Observed) -> _converge.Served | None:
         """What served last, written down where that is new. Bookkeeping: it does not count as a change of the host."""
         path = STATE / name / "served.json"
         stored = _converge.parse_served(read_text(path) or "")
         files = {file: read_text(ETC / "instances" / name / file) or "" for file in _converge.FILES}
-        told, observed = _converge.parse_json(files["instance.json"]), self.observed[name]
+        told = _converge.parse_json(files["instance.json"])
         if not observed.serves or observed.digest != told.get("digest"):
             return stored
         since = now()
@@ -258,7 +271,7 @@ class Converge:
             since, files = stored.since, stored.files
         # The launcher's own file is the truth of what runs; instances.json is written at another moment.
         own = {field: told[field] for field in ("name", "address", "port", "served_as", "gpus") if field in told}
-        entry: dict[str, Any] = self.entries.get(name, self.wanted[name].entry) | own
+        entry: dict[str, Any] = self.entries.get(name, wanted.entry) | own
         current = _converge.Served(observed.digest, since, files, entry)
         if current != stored:
             self.keep(path, current)
@@ -274,81 +287,87 @@ class Converge:
 
     def judge(self) -> None:
         for name, digest in self.started.items():
-            if name in self.observed and _converge.led_away(digest, self.observed[name]):
+            if name in self.instances and _converge.led_away(digest, self.instances[name].observed):
                 self.module.fail_json(
                     msg=f"{name} was stopped, or started with other settings, by somebody else while this run waited for it; nothing more is done "
                     "here. Run again if yours should win.",
                     **self.result(),
                 )
-        for name, one in self.wanted.items():
-            verdict = _converge.judge(one.digest, self.observed[name], self.started.get(name))
-            self.verdicts[name] = self.moves[name] = verdict
-            if verdict == "serving":
-                self.failed[name] = None
+        for name, one in self.instances.items():
+            digest = one.wanted.digest
+            if one.verdict == "serving":
+                one.failed = None
                 if not self.check:
                     (STATE / name / "failed.json").unlink(missing_ok=True)
-            elif verdict == "failed" and self.tried.get(name) != one.digest:
-                self.tried[name] = one.digest
-                self.note(name, _converge.Failed(one.digest, now(), self.last_words(name)))
-        for name in self.wanted:
-            if self.verdicts[name] != "serving":
-                self.look_back(name)
-        failed = [name for name, verdict in self.verdicts.items() if verdict == "failed"]
-        self.hold(failed)
+            elif one.verdict == "failed" and self.tried.get(name) != digest:
+                self.tried[name] = digest
+                self.note(name, _converge.Failed(digest, now(), self.last_words(name)))
+        for name, one in self.instances.items():
+            if one.verdict != "serving":
+                self.look_back(name, one)
+        self.hold()
 
-    def look_back(self, name: str) -> None:
+    def look_back(self, name: str, one: Instance) -> None:
         """Lead an instance whose wanted digest has failed to what served before, where there is something."""
-        digest, record, served = self.wanted[name].digest, self.failed[name], self.served[name]
+        digest, record, served = one.wanted.digest, one.failed, one.served
         if record is None or record.digest != digest:
             return
         here = self.tried.get(name) == digest
         if here:
-            self.verdicts[name] = self.moves[name] = "failed"
+            one.verdict = one.move = "failed"
         if served is None or served.digest == digest:
             return
-        takers = [
-            other
-            for other, verdict in self.verdicts.items()
-            if other != name
-            and verdict in ("serving", "loading")
-            and _converge.takes_from(self.wanted[other].entry, self.wanted[name].entry, served.entry)
-        ]
-        if takers:
-            self.taken_by[name] = takers[0]
+        one.taken_by = next(
+            (
+                taker
+                for taker, other in self.instances.items()
+                if taker != name
+                and other.verdict in ("serving", "loading")
+                and _converge.takes_from(other.wanted.entry, one.wanted.entry, served.entry)
+            ),
+            "",
+        )
+        if one.taken_by:
             return
-        move = _converge.judge(served.digest, self.observed[name], self.started.get(name))
+        move = _converge.judge(served.digest, one.observed, self.started.get(name))
         # Where what served before did not start either, a later run begins anew: there is nothing to lose.
         known = not self.module.params["retry_failed"] and (not record.back or move in ("serving", "loading"))
         if not here and not known:
             return
-        self.verdicts[name], self.moves[name], self.returning[name] = "failed", move, served
+        one.verdict, one.move, one.back = "failed", move, served
         if move == "failed" and not record.back:
             self.note(name, replace(record, back=self.last_words(name)))
 
-    def hold(self, culprits: list[str]) -> None:
-        """Leave as it is what must wait for a culprit."""
-        held = _converge.held_back(self.entries_wanted(), self.verdicts, culprits, self.up(), self.kept())
-        self.held |= held
-        for name in held:
-            self.verdicts[name] = self.moves[name] = "held"
+    def hold(self) -> None:
+        """Leave as it is what must wait for one that has failed."""
+        failed = [name for name, one in self.instances.items() if one.verdict == "failed"]
+        for name, culprit in self.held_back(failed).items():
+            one = self.instances[name]
+            one.held_by, one.verdict, one.move = culprit, "held", "held"
 
-    def entries_wanted(self) -> list[dict[str, Any]]:
-        return [one.entry for one in self.wanted.values()]
+    def held_back(self, culprits: list[str]) -> dict[str, str]:
+        """What cannot be led on as long as these stay as they are, each with its culprit."""
+        wanted = [one.wanted.entry for one in self.instances.values()]
+        up = [name for name, one in self.instances.items() if one.observed.up]
+        return _converge.held_back(wanted, self.verdicts(), culprits, up, self.kept())
 
-    def up(self) -> list[str]:
-        return [name for name, observed in self.observed.items() if observed.up]
+    def verdicts(self) -> dict[str, _converge.Verdict]:
+        return {name: one.verdict for name, one in self.instances.items()}
 
     def kept(self) -> dict[str, dict[str, Any]]:
         """The entries with which instances have served, as far as they still may be needed."""
-        lost = [name for name, move in self.moves.items() if move == "failed" and name not in self.returning]
-        return {name: served.entry for name, served in self.served.items() if served and name not in lost}
+        return {
+            name: one.served.entry
+            for name, one in self.instances.items()
+            if one.served and (one.back or one.move != "failed")
+        }
 
     def refuse_missing_weights(self) -> None:
         """A start without the weights would be taken for settings that failed, and not be tried again once they are there."""
         missing = [
-            f"{name} is to serve {one.entry['path']}, which is not on this host"
-            for name, one in self.wanted.items()
-            if self.verdicts[name] == "outdated" and not is_folder(one.entry["path"])
+            f"{name} is to serve {one.wanted.entry['path']}, which is not on this host"
+            for name, one in self.instances.items()
+            if one.verdict == "outdated" and not is_folder(one.wanted.entry["path"])
         ]
         if missing and not self.check:
             self.module.fail_json(
@@ -357,34 +376,37 @@ class Converge:
             )
 
     def ask_for_consent(self) -> None:
+        """Without consent to restart, say what waits for it, and refuse what cannot wait."""
         if self.module.params["allow_restart"]:
             return
-        self.restart_pending = [name for name in self.up() if self.moves[name] == "outdated"]
-        blocked = _converge.held_back(
-            self.entries_wanted(), self.verdicts, self.restart_pending, self.up(), self.kept()
-        )
-        self.restart_pending += [name for name in blocked if name not in self.restart_pending]
+        pending = [name for name, one in self.instances.items() if one.observed.up and one.move == "outdated"]
+        for name in pending:
+            self.refuse_another_address(name, self.instances[name])
+        # Also what would get the port or the GPU of one of them.
+        for name in [*pending, *self.held_back(pending)]:
+            self.instances[name].needs_consent = True
+
+    def refuse_another_address(self, name: str, one: Instance) -> None:
+        """An engine that is not restarted keeps its port and names: the proxy would look for it elsewhere."""
+        told = _converge.parse_json(read_text(ETC / "instances" / name / "instance.json") or "")
+        for key in ("port", "served_as"):
+            if told and not one.back and told.get(key) != one.wanted.entry[key]:
+                self.module.fail_json(
+                    msg=f"{name}: {key} {told.get(key)} -> {one.wanted.entry[key]} needs a restart, and vllm_service_allow_restart "
+                    "is false. Allow it, or take the change back. Nothing was changed.",
+                    **self.result(),
+                )
+
+    def restart_pending(self) -> list[str]:
+        return [name for name, one in self.instances.items() if one.needs_consent]
 
     def choose(self) -> list[str]:
         """What is (re)started now. What goes back to what served before comes first."""
-        names = sorted(self.wanted, key=lambda name: name not in self.returning)
-        entries = [self.returning[name].entry if name in self.returning else self.wanted[name].entry for name in names]
-        moves = {name: self.moves[name] for name in names if name not in self.restart_pending}
-        running = [name for name, observed in self.observed.items() if observed.running]
+        ordered = sorted(self.instances.items(), key=lambda item: item[1].back is None)
+        entries = [one.goal.entry for _name, one in ordered]
+        moves = {name: one.move for name, one in ordered if not one.needs_consent}
+        running = [name for name, one in self.instances.items() if one.observed.running]
         return _converge.startable(entries, moves, running, self.kept())
-
-    def refuse_what_only_a_restart_brings(self) -> None:
-        """Without consent to restart, an engine keeps its port and names: the proxy would look for it elsewhere."""
-        for name, one in self.wanted.items():
-            told = _converge.parse_json(read_text(ETC / "instances" / name / "instance.json") or "")
-            if not told or name in self.returning or not self.observed[name].up:
-                continue
-            for key in ("port", "served_as"):
-                if told.get(key) != one.entry[key]:
-                    self.module.fail_json(
-                        msg=f"{name}: {key} {told.get(key)} -> {one.entry[key]} needs a restart, and vllm_service_allow_restart "
-                        "is false. Allow it, or take the change back. Nothing was changed."
-                    )
 
     # --- files ---
 
@@ -414,19 +436,16 @@ class Converge:
         What waits for its turn or is held back keeps its files, port and GPUs: a reboot brings up what served.
         """
         entries = []
-        for name, one in self.wanted.items():
-            waits = self.moves[name] in ("outdated", "held", "stopping") and name not in chosen
+        for name, one in self.instances.items():
+            waits = one.move in ("outdated", "held", "stopping") and name not in chosen
             # Without consent to restart, the change is staged for the next start.
-            staged = name in self.restart_pending and self.observed[name].up
-            if name in self.returning:
-                self.write_files(name, self.returning[name].files)
-                entries.append(self.returning[name].entry)
-            elif staged:
-                self.write_files(name, one.files)
-                entries.append(self.entries.get(name, one.entry))
-            elif not waits or (self.check and self.moves[name] != "held"):
-                self.write_files(name, one.files)
-                entries.append(one.entry)
+            staged = one.needs_consent and one.observed.up and not one.back
+            if staged:
+                self.write_files(name, one.wanted.files)
+                entries.append(self.entries.get(name, one.wanted.entry))
+            elif one.back or not waits or (self.check and one.move != "held"):
+                self.write_files(name, one.goal.files)
+                entries.append(one.goal.entry)
             elif name in self.entries:
                 entries.append(self.entries[name])
         text = json.dumps({"version": 1, "instances": entries}, indent=2, sort_keys=True) + "\n"
@@ -498,17 +517,17 @@ class Converge:
 
     def start(self, chosen: list[str]) -> None:
         for name in chosen:
-            verb = "restart" if self.observed[name].running else "start"
-            back = self.returning.get(name)
-            self.actions.append(f"{verb} {name}{' with what served before' if back else ''}")
+            one = self.instances[name]
+            verb = "restart" if one.observed.running else "start"
+            self.actions.append(f"{verb} {name}{' with what served before' if one.back else ''}")
             if not self.check:
                 # Forget earlier failures: the start limit counts ours as well.
                 self.runner(["systemctl", "reset-failed", unit_of(name)])
             self.systemctl("restart", "--no-block", unit_of(name))
-            self.started[name] = back.digest if back else self.wanted[name].digest
-            self.moves[name] = "loading"
-            if not back:
-                self.verdicts[name] = "loading"
+            self.started[name] = one.goal.digest
+            one.move = "loading"
+            if not one.back:
+                one.verdict = "loading"
         if self.show(TARGET)["ActiveState"] not in ("active", "activating"):
             self.actions.append(f"start {TARGET}")
             self.systemctl("start", "--no-block", TARGET)
@@ -520,22 +539,22 @@ class Converge:
             "changed": bool(self.actions),
             "actions": self.actions,
             "diff": self.diff,
-            "restart_pending": self.restart_pending,
-            "verdicts": self.verdicts,
+            "restart_pending": self.restart_pending(),
+            "verdicts": self.verdicts(),
         }
 
     def finish(self, stopping: list[str]) -> None:
         result = self.result()
-        if self.restart_pending:
+        if result["restart_pending"]:
             result["warnings"] = [
-                f"restart pending: {name} (vllm_service_allow_restart is false)" for name in self.restart_pending
+                f"restart pending: {name} (vllm_service_allow_restart is false)" for name in result["restart_pending"]
             ]
         waiting = [f"{name} stopping" for name in stopping]
-        for name, move in self.moves.items():
-            if move in ("loading", "stopping", "outdated") and name not in self.restart_pending:
-                status = _converge.steady(self.observed[name].status) or move
-                progress = "waits for its turn" if move == "outdated" else status
-                waiting.append(f"{name} {'does not start, goes back: ' if name in self.returning else ''}{progress}")
+        for name, one in self.instances.items():
+            if one.move in ("loading", "stopping", "outdated") and not one.needs_consent:
+                status = _converge.steady(one.observed.status) or one.move
+                progress = "waits for its turn" if one.move == "outdated" else status
+                waiting.append(f"{name} {'does not start, goes back: ' if one.back else ''}{progress}")
         if waiting and not self.check:
             result.update(
                 pending=True,
@@ -543,29 +562,27 @@ class Converge:
                 poll_args={"started": self.started, "tried": self.tried},
             )
             self.module.exit_json(**result)
-        complaints = [self.complaint(name) for name, verdict in self.verdicts.items() if verdict == "failed"]
+        complaints = [self.complaint(name, one) for name, one in self.instances.items() if one.verdict == "failed"]
         if complaints:
             complaints += [
-                f"{name} stays as it is, because of {culprit}: settings that failed there, or a port or GPU that stays there."
-                for name, culprit in self.held.items()
+                f"{name} stays as it is, because of {one.held_by}: settings that failed there, or a port or GPU that stays there."
+                for name, one in self.instances.items()
+                if one.held_by
             ]
             self.module.fail_json(msg="\n".join(complaints), **result)
         self.module.exit_json(**result)
 
-    def complaint(self, name: str) -> str:
-        record = self.failed[name] or _converge.Failed(self.wanted[name].digest, now(), "(not recorded)")
-        state = self.moves[name]
-        return _converge.failure_text(
-            name, record, self.returning.get(name), state, name in self.started, self.taken_by.get(name, "")
-        )
+    def complaint(self, name: str, one: Instance) -> str:
+        record = one.failed or _converge.Failed(one.wanted.digest, now(), "(not recorded)")
+        return _converge.failure_text(name, record, one.back, one.move, name in self.started, one.taken_by)
 
     def note(self, name: str, record: _converge.Failed) -> None:
-        self.failed[name] = record
+        self.instances[name].failed = record
         self.keep(STATE / name / "failed.json", record)
 
     def last_words(self, name: str) -> str:
         """Why an instance does not start, by its launcher and its engine, without the host's secrets."""
-        observed, unit = self.observed[name], unit_of(name)
+        observed, unit = self.instances[name].observed, unit_of(name)
         # After an automatic restart the reason stands in what the start before said.
         invocation = "" if observed.restarts else self.show(unit)["InvocationID"]
         lines = _systemd.journal(unit, JOURNAL_LINES, invocation, self.runner)
