@@ -87,12 +87,20 @@ def folder_of(source: Source, commit: str, weights_dir: str) -> str:
 
 
 def verified(weights_dir: str, model: str, commit: str) -> dict[str, bool]:
-    """Return for each form of weights whether vllm-download has verified all files of a commit, and all have their size still."""
-    folder = Path(repository(weights_dir, model))
-    return {
-        form: _as_in_stamp(folder / "verified" / stamp_name(commit, form), folder / "snapshots" / commit)
-        for form in FORMATS
-    }
+    """Return for each form of weights whether all of a commit is there, verified."""
+    snapshot = f"{repository(weights_dir, model)}/snapshots/{commit}"
+    return {form: is_whole(snapshot, form) for form in FORMATS}
+
+
+def is_whole(snapshot: str, form: str) -> bool:
+    """Whether vllm-download has verified all files of a model's folder in the hub's cache, and all have their size still."""
+    return _as_in_stamp(stamp_of(snapshot, form), Path(snapshot))
+
+
+def stamp_of(snapshot: str, form: str) -> Path:
+    """Return where vllm-download lists the files of a model's folder in the hub's cache, once all of them are there."""
+    folder = Path(snapshot)
+    return folder.parents[1] / "verified" / stamp_name(folder.name, form)
 
 
 def stamp_name(commit: str, form: str) -> str:

@@ -20,7 +20,7 @@ description:
   - Where nothing has served before, or that does not start either, every run tries anew, and systemd's start limit ends each try.
   - Other instances go on. Only a replica that is up is left as it is when another one of its model has failed, and so is an instance that was to get
     a port or a GPU of an instance that went back.
-  - Where the folder with an instance's model is missing, nothing is changed and the task fails.
+  - Where the weights that an instance is to start with are not there, or their download has not ended, nothing is changed and the task fails.
   - Instances that are no longer listed are stopped, disabled and removed. Their weights stay.
   - The action plugin of the same name calls the module until every instance serves, and shows the loading progress.
 author:
@@ -38,6 +38,13 @@ options:
     type: list
     elements: dict
     required: true
+  weights:
+    description:
+      - The models of the hub that they serve, as the C(vllm_plan) role computes them, each with C(path), C(format) and C(present).
+      - One that was not C(present) must be whole and verified by now. Of a model that is not listed, only the folder is looked for.
+    type: list
+    elements: dict
+    default: []
   units:
     description: Content of each unit file in C(/etc/systemd/system), by file name.
     type: dict
@@ -72,6 +79,7 @@ EXAMPLES = r"""
 - name: Serve what the plan says
   gpuops.vllm.instances:
     instances: "{{ vllm_service_instances }}"
+    weights: "{{ vllm_service_weights }}"
     units:
       vllm@.service: "{{ lookup('ansible.builtin.template', 'vllm@.service.j2') }}"
       vllm.target: "{{ lookup('ansible.builtin.file', 'vllm.target', rstrip=false) }}"
@@ -113,7 +121,14 @@ from pathlib import Path
 from typing import Any
 
 from ansible.module_utils.basic import AnsibleModule
-from ansible_collections.gpuops.vllm.plugins.module_utils import _claim, _converge, _engine_file, _secrets, _systemd
+from ansible_collections.gpuops.vllm.plugins.module_utils import (
+    _claim,
+    _converge,
+    _engine_file,
+    _secrets,
+    _systemd,
+    _weights,
+)
 from ansible_collections.gpuops.vllm.plugins.module_utils._files import read_text, read_untrusted, write_atomic
 
 UNITS = Path("/etc/systemd/system")
@@ -172,6 +187,7 @@ class Converge:
     def __init__(self, module: AnsibleModule) -> None:
         self.module = module
         self.check: bool = module.check_mode
+        self.weights: list[dict[str, Any]] = module.params["weights"]
         self.started: dict[str, str] = dict(module.params["started"])
         self.tried: dict[str, str] = dict(module.params["tried"])
         self.actions: list[str] = []
@@ -364,16 +380,23 @@ class Converge:
 
     def refuse_missing_weights(self) -> None:
         """A start without the weights would be taken for settings that failed, and not be tried again once they are there."""
-        missing = [
-            f"{name} is to serve {one.wanted.entry['path']}, which is not on this host"
-            for name, one in self.instances.items()
-            if one.verdict == "outdated" and not is_folder(one.wanted.entry["path"])
-        ]
+        outdated = {name: one.wanted.entry for name, one in self.instances.items() if one.verdict == "outdated"}
+        missing = [f"{name} {lack}" for name, entry in outdated.items() if (lack := self.lack_of_weights(entry))]
         if missing and not self.check:
-            self.module.fail_json(
-                msg=f"{'; '.join(missing)}. Run without --tags, or with --tags weights first. Nothing was changed.",
-                **self.result(),
-            )
+            self.module.fail_json(msg="\n".join([*missing, "Nothing was changed."]), **self.result())
+
+    def lack_of_weights(self, entry: Mapping[str, Any]) -> str:
+        """What there is not yet of the weights that an instance is to start with, and what brings it; "" where all is there."""
+        model, path, form = entry["model"], entry["path"], _weights.form_of(entry["engine_args"])
+        hub = bool(entry.get("commit"))
+        way = "Run with --tags weights,service." if hub else "Put the model there, or correct vllm_models[].model."
+        if not is_folder(path):
+            return f"is to serve {model}: {path} is not on this host. {way}"
+        # Where there is no hub to verify it by, the plan calls present what it finds nothing wrong with.
+        taken = all(one["present"] for one in self.weights if (one["path"], one["format"]) == (path, form))
+        if taken or _weights.is_whole(path, form):
+            return ""
+        return f"is to serve {model}, whose download has not ended: {_weights.stamp_of(path, form)} is not there, or what it lists is not. {way}"
 
     def ask_for_consent(self) -> None:
         """Without consent to restart, say what waits for it, and refuse what cannot wait."""
@@ -604,6 +627,7 @@ def main() -> None:
     module = AnsibleModule(
         argument_spec={
             "instances": {"type": "list", "elements": "dict", "required": True},
+            "weights": {"type": "list", "elements": "dict", "default": []},
             "units": {"type": "dict", "required": True},
             "launcher": {"type": "dict", "required": True},
             "allow_restart": {"type": "bool", "default": True},

@@ -10,6 +10,7 @@ from typing import Any
 import pytest
 from ansible_collections.gpuops.vllm.plugins.modules import instances as module_under_test
 
+COMMIT = "c" * 40
 UNITS = {"vllm@.service": "[Service]\nExecStart=/usr/local/bin/vllm-start %i\n", "vllm.target": "[Unit]\n"}
 
 
@@ -110,6 +111,7 @@ class FakeHost:
         """One call of the module, serving these instances."""
         arguments = {
             "instances": [instance(name) for name in names],
+            "weights": [],
             "units": UNITS,
             "launcher": {"start_timeout_s": 900},
             "allow_restart": True,
@@ -202,19 +204,80 @@ def test_a_bare_host_gets_files_units_and_a_start(host: FakeHost) -> None:
 
 
 def test_without_its_weights_an_instance_is_not_started(host: FakeHost) -> None:
-    """As with --tags service after a new revision. Where they come later, the same settings are tried."""
+    """Where they come later, the same settings are tried."""
     serve(host, "a-0")
     before = host.serving("a-0")
     host.calls.clear()
-    changed = instance("a-0", path="/srv/models/missing")
+    changed = instance("a-0", model="/srv/models/missing", path="/srv/models/missing")
     refused = host.play(instances=[changed])
     assert refused["failed"] is True
     assert refused["msg"] == (
-        "a-0 is to serve /srv/models/missing, which is not on this host. Run without --tags, or with --tags weights first. Nothing was changed."
+        "a-0 is to serve /srv/models/missing: /srv/models/missing is not on this host. Put the model there, or correct vllm_models[].model.\n"
+        "Nothing was changed."
     )
     assert (refused["changed"], host.calls, host.serving("a-0")) == (False, [], before)
     assert not (host.root / "state/a-0/failed.json").exists()
     assert host.play(instances=[changed], check=True).get("failed") is None
+
+
+@pytest.fixture
+def snapshot(tmp_path: Path) -> Path:
+    """A commit of org/m in the hub's cache, as a download leaves it that was killed at the very end."""
+    folder = tmp_path / "weights/hub/models--org--m/snapshots" / COMMIT
+    folder.mkdir(parents=True)
+    (folder / "model.safetensors").write_bytes(b"12345")
+    return folder
+
+
+def verify(snapshot: Path, name: str = f"{COMMIT}.json") -> None:
+    """As vllm-download does when all is there."""
+    stamp = snapshot.parents[1] / "verified" / name
+    stamp.parent.mkdir(exist_ok=True)
+    stamp.write_text(json.dumps({"files": {"model.safetensors": 5}}))
+
+
+def of_hub(snapshot: Path, *, present: bool = False, **changed: Any) -> dict[str, Any]:
+    """What the module gets of an instance that is to serve this commit in Mistral's form; ``present``: as the plan has found it."""
+    options = {"load-format": "mistral"}
+    one = instance("a-0", model="org/m", commit=COMMIT, path=str(snapshot), engine_args=options, **changed)
+    weights = {"model": "org/m", "commit": COMMIT, "path": str(snapshot), "format": "mistral", "present": present}
+    return {"instances": [one], "weights": [weights]}
+
+
+def test_no_instance_starts_with_a_download_that_has_not_ended(host: FakeHost, snapshot: Path) -> None:
+    """As with --tags service after a download that was killed."""
+    serve(host, "a-0")
+    before = host.serving("a-0")
+    host.calls.clear()
+    # All of the other form of weights is there.
+    verify(snapshot)
+    refused = host.play(**of_hub(snapshot))
+    assert (refused.get("failed"), refused["changed"], host.calls, host.serving("a-0")) == (True, False, [], before)
+    stamp = snapshot.parents[1] / f"verified/{COMMIT}-mistral.json"
+    assert refused["msg"] == (
+        f"a-0 is to serve org/m, whose download has not ended: {stamp} is not there, or what it lists is not. Run with --tags weights,service.\n"
+        "Nothing was changed."
+    )
+    assert host.play(**of_hub(snapshot), check=True).get("failed") is None
+    # What the rest of the same run has downloaded meanwhile.
+    verify(snapshot, stamp.name)
+    assert host.play(**of_hub(snapshot))["actions"] == ["restart a-0"]
+    # It serves: another start would be with all of it, and there is none.
+    stamp.unlink()
+    assert host.play(**of_hub(snapshot))["changed"] is False
+
+
+def test_where_there_is_no_hub_the_plan_says_what_is_there(host: FakeHost, snapshot: Path) -> None:
+    """Nothing can be verified there: the weights were copied from elsewhere."""
+    assert host.play(**of_hub(snapshot, present=True))["actions"] == ["start a-0", "start vllm.target"]
+
+
+def test_a_commit_that_is_not_there_is_to_be_downloaded(host: FakeHost) -> None:
+    refused = host.play(**of_hub(Path("/weights/missing")))
+    assert (
+        "a-0 is to serve org/m: /weights/missing is not on this host. Run with --tags weights,service."
+        in refused["msg"]
+    )
 
 
 def test_what_serves_is_left_alone_without_its_weights(host: FakeHost, monkeypatch: pytest.MonkeyPatch) -> None:
