@@ -254,6 +254,7 @@ def test_no_answer_is_not_a_token(launcher: ModuleType) -> None:
 
 
 def test_systemd_leaves_the_launcher_the_time_that_it_takes(launcher: ModuleType) -> None:
-    """The role refuses a longer drain by a number of its own, since no role reads the launcher."""
+    """The role goes by numbers of its own, since no role reads the launcher."""
     variables = yaml.safe_load((ROOT / "roles" / "vllm_service" / "vars" / "main.yml").read_text())
     assert variables["__vllm_service_kill_after_s"] == launcher.Pace().kill_after_s
+    assert variables["__vllm_service_pause_s"] == launcher.Pace().pause_s
