@@ -12,3 +12,4 @@ class ActionModule(PollingAction):
     """Calls the module of the same name until it is no longer pending."""
 
     module = "gpuops.vllm.instances"
+    look = "journalctl --unit='vllm@*'"

@@ -16,6 +16,7 @@ class ActionModule(PollingAction):
     module = "gpuops.vllm.unit"
 
     def run(self, tmp: str | None = None, task_vars: dict[str, Any] | None = None) -> dict[str, Any]:
+        self.look = f"journalctl --unit={self._task.args.get('name', '')}"
         timeout_s = str(self._task.args.get("timeout_s", ""))
         if timeout_s.isdecimal():
             # systemd ends the command in its time, and the module says so: that is heard first.

@@ -490,7 +490,11 @@ class Converge:
             return
         status, out, err = self.runner(["systemctl", *arguments])
         if status != 0:
-            self.module.fail_json(msg=f"systemctl {' '.join(arguments)}: {(err or out).strip()}", actions=self.actions)
+            self.module.fail_json(
+                msg=f"systemctl {' '.join(arguments)}: {(err or out).strip()}. What systemd itself says: journalctl --boot _PID=1 --lines=20, on the host. "
+                "When the cause is gone, run the play again: it takes up what is left.",
+                **self.result(),
+            )
 
     def show(self, unit: str) -> dict[str, str]:
         try:

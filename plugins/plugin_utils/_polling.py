@@ -35,6 +35,8 @@ class PollingAction(ActionBase):
 
     #: The module to call, fully qualified.
     module = ""
+    #: The command that shows the work on the host.
+    look = ""
     #: Seconds between two calls, once the first few seconds have passed.
     poll_interval_s = 5.0
     #: Seconds after which an unchanged status is shown again.
@@ -59,7 +61,11 @@ class PollingAction(ActionBase):
             now = time.monotonic()
             status = str(total.get("status") or "working")
             if now - start > self.limit_s:
-                total.update(failed=True, msg=f"Still not done after {int(now - start)} s, last status: {status}")
+                total.update(
+                    failed=True,
+                    msg=f"Still not done after {int(now - start)} s, last status: {status}. The host goes on with it. See how far it is "
+                    f"({self.look}, on the host), and run the play again to wait for it.",
+                )
                 break
             if status != shown or now - shown_at >= self.repeat_status_s:
                 self._show(status, int(total.get("elapsed_s") or now - start), variables)
@@ -83,8 +89,13 @@ class PollingAction(ActionBase):
                 )
                 return result
             except AnsibleConnectionFailure as error:
-                if not retry or time.monotonic() - start > self.reconnect_s:
+                if not retry:
                     raise
+                if time.monotonic() - start > self.reconnect_s:
+                    raise AnsibleConnectionFailure(
+                        f"The connection was lost, and was not back after {self.reconnect_s:.0f} s: {error}. The host goes on with the work. "
+                        f"Once it can be reached, run the play again; {self.look} on the host shows how far it is."
+                    ) from None
                 self._show(f"connection lost, trying again: {error}", int(time.monotonic() - start), task_vars)
                 self._connection.reset()
                 time.sleep(self.poll_interval_s)

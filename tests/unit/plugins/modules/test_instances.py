@@ -34,6 +34,8 @@ class FakeHost:
         self.bad: list[str] = []
         self.journal = "INFO loading\nValueError: no such thing\n"
         self.restarts = 0
+        #: The verb that systemctl does not do.
+        self.refused = ""
 
     def run_command(self, argv: list[str]) -> tuple[int, str, str]:
         verb, *rest = [word for word in argv[1:] if not word.startswith("-")]
@@ -51,6 +53,8 @@ class FakeHost:
                 "",
             )
         self.calls.append(" ".join([verb, *rest]))
+        if verb == self.refused:
+            return 1, "", "Failed: Transport endpoint is not connected\n"
         for unit in rest:
             if verb == "enable":
                 self.enabled.add(unit)
@@ -453,6 +457,20 @@ def test_a_run_that_another_has_overtaken_ends(host: FakeHost, others: dict[str,
     assert result["failed"] is True
     assert "a-0 was stopped, or started with other settings, by somebody else" in result["msg"]
     assert host.calls == []
+
+
+def test_what_systemd_does_not_do_is_told_with_what_was_done_before(host: FakeHost) -> None:
+    host.refused = "enable"
+    refused = host.run("a-0")
+    assert (refused["failed"], refused["changed"]) == (True, True)
+    assert f"write {host.root}/etc/instances/a-0/engine.yaml" in refused["actions"]
+    assert (
+        "systemctl enable --quiet vllm.target vllm@a-0.service: Failed: Transport endpoint is not connected. "
+        in refused["msg"]
+    )
+    assert "journalctl --boot _PID=1" in refused["msg"] and "run the play again" in refused["msg"]
+    host.refused = ""
+    assert host.play("a-0").get("failed") is None
 
 
 # --- settings that do not start ---

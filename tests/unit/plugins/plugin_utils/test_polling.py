@@ -35,6 +35,7 @@ class Action(_polling.PollingAction):
     """Answers from a list instead of from a host."""
 
     module = "gpuops.vllm.anything"
+    look = "journalctl --unit=anything"
 
     def __init__(self, answers: list[Answer], *, no_log: bool = False) -> None:
         self.answers = answers
@@ -115,8 +116,12 @@ def test_a_lost_connection_is_taken_up_again(shown: list[str]) -> None:
 
 
 def test_a_connection_that_stays_away_is_an_error(shown: list[str]) -> None:
-    with pytest.raises(AnsibleConnectionFailure):
+    with pytest.raises(AnsibleConnectionFailure) as lost:
         run(Action([pending(), AnsibleConnectionFailure("gone")]))
+    assert str(lost.value) == (
+        "The connection was lost, and was not back after 120 s: gone. The host goes on with the work. "
+        "Once it can be reached, run the play again; journalctl --unit=anything on the host shows how far it is."
+    )
 
 
 def test_a_host_that_was_never_reached_is_not_tried_again(shown: list[str]) -> None:
@@ -130,7 +135,11 @@ def test_waiting_has_an_end(shown: list[str]) -> None:
     result = run(Action([pending("stuck", changed=True)]))
     assert result["failed"]
     assert result["changed"]
-    assert "last status: stuck" in result["msg"]
+    assert (
+        "last status: stuck. The host goes on with it. See how far it is (journalctl --unit=anything, on the host)"
+        in result["msg"]
+    )
+    assert "run the play again" in result["msg"]
 
 
 @pytest.mark.parametrize(("timeout_s", "waited_s"), [(60, 6 * 3600), (12 * 3600, 12 * 3600), ("43200", 12 * 3600)])
@@ -142,7 +151,9 @@ def test_a_unit_is_waited_for_as_long_as_it_may_take(shown: list[str], timeout_s
 
     action = Unit([pending("downloading")])
     action._task.args["timeout_s"] = timeout_s
-    found = re.search(r"Still not done after (\d+) s", run(action)["msg"])
+    said = run(action)["msg"]
+    found = re.search(r"Still not done after (\d+) s", said)
+    assert "journalctl --unit=x, on the host" in said
     assert found and waited_s < int(found[1]) < waited_s + 120
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import hashlib
 import json
 import os
@@ -355,7 +356,27 @@ def test_a_link_in_the_lock_s_place_is_not_followed(run: Runner, tmp_path: Path)
     (run.home / ".vllm-download.lock").symlink_to(tmp_path / "elsewhere")
     done = run()
     assert (done.status, (tmp_path / "elsewhere").exists()) == (1, False)
-    assert str(run.home / ".vllm-download.lock") in done.said
+    lock = run.home / ".vllm-download.lock"
+    assert str(lock) in done.said
+    assert (
+        f"All below {run.home} must be the account vllm's, on a disk that takes writes: see namei -l {lock}"
+        in done.said
+    )
+
+
+def test_a_disk_that_is_full_wherever_it_is_found_needs_room(
+    program: ModuleType, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], tmp_path: Path
+) -> None:
+    def full(home: Path) -> None:
+        raise OSError(errno.ENOSPC, "No space left on device", str(home / "hub"))
+
+    monkeypatch.setattr(program, "alone", full)
+    monkeypatch.setattr(program, "prepare_environment", lambda home: None)
+    asked = json.dumps([{"model": MODEL, "commit": FIRST}])
+    assert program.main(["--home", str(tmp_path), "--reserve-gib", "0", "--attempts", "1", asked]) == 1
+    assert capsys.readouterr().out == (
+        f"{tmp_path}: No space left on device ({tmp_path}/hub). Make room below vllm_weights_dir, or choose another, and run the play again.\n"
+    )
 
 
 def test_a_proxy_is_used_and_its_password_never_said(run: Runner, hub: Hub) -> None:
