@@ -66,6 +66,14 @@ class Failed:
     back: str = ""
 
 
+@dataclass(frozen=True)
+class Begun:
+    """A start of the unit (systemd's id of it), and the digest that was on disk when a play first saw it."""
+
+    invocation: str
+    digest: str
+
+
 def digest(parts: Mapping[str, str]) -> str:
     """Return one SHA-256 (hex) over all that makes an instance what it is; no two different ``parts`` share it by layout."""
     total = hashlib.sha256()
@@ -167,7 +175,7 @@ def startable(
     return chosen
 
 
-def dump(record: Served | Failed) -> str:
+def dump(record: Served | Failed | Begun) -> str:
     """Return a record as the text of its file."""
     return json.dumps(asdict(record), indent=2, sort_keys=True) + "\n"
 
@@ -186,6 +194,14 @@ def parse_failed(text: str) -> Failed | None:
     """Return what `dump` wrote; None for anything else."""
     try:
         return Failed(**parse_json(text))
+    except TypeError:
+        return None
+
+
+def parse_begun(text: str) -> Begun | None:
+    """Return what `dump` wrote; None for anything else."""
+    try:
+        return Begun(**parse_json(text))
     except TypeError:
         return None
 

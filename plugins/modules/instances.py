@@ -12,7 +12,7 @@ description:
   - Writes the units and the files of each instance, compares what is wanted with what serves, and restarts only what differs.
   - Each instance has a digest over its engine file, environment, unit, launcher, engine and key. The launcher records the digest it
     serves after its first real token; as long as that record differs from the wanted digest, every run starts the instance
-    again, whatever an earlier run left undone.
+    again, whatever an earlier run left undone. A record is not believed that names another digest than this start of the unit was given.
   - What serves is kept under C(/var/lib/vllm/instances). Where wanted settings do not start, the instance goes back to the files and the engine that
     it served with last, and the task fails when it serves again, with the engine's own words. That digest is not tried again, on this run or a later
     one, until it changes or O(retry_failed) is true; every run fails over it and says what serves. Unit, launcher and secrets are the host's and
@@ -293,7 +293,7 @@ class Converge:
             self.keep(path, current)
         return current
 
-    def keep(self, path: Path, record: _converge.Served | _converge.Failed) -> None:
+    def keep(self, path: Path, record: _converge.Served | _converge.Failed | _converge.Begun) -> None:
         if not self.check:
             # Environments and the engine's words are for root alone.
             STATE.mkdir(mode=0o700, parents=True, exist_ok=True)
@@ -509,14 +509,30 @@ class Converge:
     def observe(self, name: str) -> _converge.Observed:
         properties = self.show(unit_of(name))
         record = _converge.parse_record(read_untrusted(RUN / name / "state.json"))
+        believed = record["digest"] == self.begun(name, properties["InvocationID"])
         return _converge.Observed(
             active=properties["ActiveState"],
             restarts=int(properties["NRestarts"] or 0),
             state=record["state"],
-            digest=record["digest"],
+            digest=record["digest"] if believed else "",
             status=properties["StatusText"],
             job=properties["Job"] not in ("", "0"),
         )
+
+    def begun(self, name: str, invocation: str) -> str:
+        """The digest that this start of the unit was given, which the engine's account cannot make another.
+
+        The launcher reads it once, as it starts. What was on disk when a play first looked is that: it looks before it writes.
+        """
+        path = STATE / name / "begun.json"
+        stored = _converge.parse_begun(read_text(path) or "")
+        if stored and stored.invocation == invocation:
+            return stored.digest
+        told = _converge.parse_json(read_text(ETC / "instances" / name / "instance.json") or "")
+        current = _converge.Begun(invocation, str(told.get("digest", "")))
+        if invocation:
+            self.keep(path, current)
+        return current.digest
 
     def enable(self, names: list[str]) -> None:
         missing = [unit for unit in [TARGET, *map(unit_of, names)] if self.show(unit)["UnitFileState"] != "enabled"]

@@ -7,6 +7,7 @@ from typing import Any
 import pytest
 from ansible_collections.gpuops.vllm.plugins.module_utils._converge import (
     FILES,
+    Begun,
     Failed,
     Observed,
     Served,
@@ -16,6 +17,7 @@ from ansible_collections.gpuops.vllm.plugins.module_utils._converge import (
     held_back,
     judge,
     led_away,
+    parse_begun,
     parse_failed,
     parse_served,
     scrubbed,
@@ -190,18 +192,21 @@ def test_what_must_stay_because_of_a_failure(
 
 
 SERVED = Served("d" * 64, "2026-11-25 10:00:00 UTC", dict.fromkeys(FILES, "x"), {"name": "a-0"})
+BEGUN = Begun("0" * 32, "d" * 64)
 FAILED = Failed("e" * 64, "2026-11-26 02:13:05 UTC", "ValueError: no.", back="OSError: neither.")
 
 
 def test_records_are_read_as_they_were_written() -> None:
     assert parse_served(dump(SERVED)) == SERVED
     assert parse_failed(dump(FAILED)) == FAILED
+    assert parse_begun(dump(BEGUN)) == BEGUN
 
 
 @pytest.mark.parametrize("text", ["", "[]", "{", '{"digest": "x"}', dump(SERVED).replace('"env": "x",', "")])
 def test_a_record_that_is_not_whole_is_none(text: str) -> None:
     assert parse_served(text) is None
     assert parse_failed(text) is None
+    assert parse_begun(text) is None
 
 
 @pytest.mark.parametrize(

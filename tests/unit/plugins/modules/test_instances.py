@@ -34,13 +34,19 @@ class FakeHost:
         self.bad: list[str] = []
         self.journal = "INFO loading\nValueError: no such thing\n"
         self.restarts = 0
+        #: How often each unit has started.
+        self.starts: dict[str, int] = {}
         #: The verb that systemctl does not do.
         self.refused = ""
 
     def run_command(self, argv: list[str]) -> tuple[int, str, str]:
         verb, *rest = [word for word in argv[1:] if not word.startswith("-")]
         if argv[0] == "journalctl":
-            earlier = "" if "_SYSTEMD_INVOCATION_ID=now" in argv else "ValueError: said by the start before\n"
+            earlier = (
+                ""
+                if any(word.startswith("_SYSTEMD_INVOCATION_ID=start") for word in argv)
+                else "ValueError: said by the start before\n"
+            )
             return 0, earlier + self.journal, ""
         if verb == "show":
             unit = rest[-1]
@@ -49,7 +55,7 @@ class FakeHost:
             return (
                 0,
                 f"ActiveState={state}\nNRestarts={self.restarts}\nStatusText=\nNeedDaemonReload=no\nUnitFileState={enabled}\n"
-                "InvocationID=now\nJob=\n",
+                f"InvocationID={f'start{self.starts[unit]}' if unit in self.starts else ''}\nJob=\n",
                 "",
             )
         self.calls.append(" ".join([verb, *rest]))
@@ -62,6 +68,7 @@ class FakeHost:
                 self.enabled.discard(unit)
             elif verb == "restart":
                 self.active[unit] = "activating"
+                self.starts[unit] = self.starts.get(unit, 0) + 1
             elif verb == "start":
                 self.active[unit] = "active"
             elif verb == "stop":
@@ -368,6 +375,44 @@ def test_without_consent_the_proxy_is_not_sent_elsewhere(host: FakeHost, key: st
     assert result["failed"] is True
     assert f"a-0: {key} " in result["msg"] and "vllm_service_allow_restart is false" in result["msg"]
     assert (host.root / "etc/instances/a-0/engine.yaml").read_text() == before
+
+
+def test_an_engine_that_claims_to_serve_what_is_staged_is_not_believed(host: FakeHost) -> None:
+    """Its account writes the record, and can read the digest that is staged."""
+    host.play("a-0")
+    changed = [instance("a-0", env={"A": "2"})]
+    host.run(instances=changed, allow_restart=False)
+    host.record("a-0", "serving")
+    for check in (True, False):
+        result = host.run(instances=changed, allow_restart=False, check=check)
+        assert (result["restart_pending"], result["verdicts"]) == (["a-0"], {"a-0": "outdated"})
+    assert host.play(instances=changed)["actions"] == ["restart a-0"]
+    assert host.run(instances=changed)["verdicts"] == {"a-0": "serving"}
+
+
+def test_nor_one_that_has_said_nothing_until_then(host: FakeHost) -> None:
+    host.run("a-0")
+    host.record("a-0", "loading")
+    host.active["vllm@a-0.service"] = "active"
+    changed = [instance("a-0", env={"A": "2"})]
+    host.run(instances=changed, allow_restart=False)
+    host.record("a-0", "serving")
+    assert host.run(instances=changed, allow_restart=False)["restart_pending"] == ["a-0"]
+
+
+def test_what_is_staged_serves_once_something_else_has_restarted_it(host: FakeHost) -> None:
+    """As after a reboot. The change was taken back, and brought again."""
+    host.play("a-0")
+    changed = [instance("a-0", env={"A": "2"})]
+    host.run(instances=changed, allow_restart=False)
+    assert host.run("a-0", allow_restart=False)["verdicts"] == {"a-0": "serving"}
+    assert host.run(instances=changed, allow_restart=False)["restart_pending"] == ["a-0"]
+    host.starts["vllm@a-0.service"] += 1
+    host.load("a-0")
+    result = host.run(instances=changed, allow_restart=False)
+    assert (result["changed"], result["verdicts"]) == (True, {"a-0": "serving"})
+    assert result["actions"] == [f"write {host.root}/etc/instances.json"]
+    assert host.run(instances=changed, allow_restart=False)["changed"] is False
 
 
 def test_a_longer_drain_of_one_model_restarts_no_other(host: FakeHost) -> None:
