@@ -42,20 +42,23 @@ PARTS = {
 }  # fmt: skip
 
 
+def launcher_without(part: Part) -> str:
+    """The launcher without it. Raises RuntimeError where the launcher has changed, and the part must be looked for anew."""
+    text = LAUNCHER.read_text(encoding="utf-8")
+    for there, instead in (part.launcher or {}).items():
+        if text.count(there) != 1:
+            raise RuntimeError(f"{LAUNCHER} has {there!r} {text.count(there)} times, needs it once: mend {__file__}")
+        text = text.replace(there, instead)
+    return text
+
+
 @contextmanager
 def without(part: Part, subjects: Sequence[Subject]) -> Iterator[None]:
-    """Take a part away from some instances of one machine for a while. Raises RuntimeError when the launcher has it no more."""
+    """Take a part away from some instances of one machine for a while."""
     shell = subjects[0].shell
     service, program = part.service, f"/usr/local/bin/vllm-start.without-{subjects[0].name}"
     if part.launcher:
-        text = LAUNCHER.read_text(encoding="utf-8")
-        for there, instead in part.launcher.items():
-            if text.count(there) != 1:
-                raise RuntimeError(
-                    f"{LAUNCHER} has {there!r} {text.count(there)} times, needs it once: mend {__file__}"
-                )
-            text = text.replace(there, instead)
-        shell.write(program, text)
+        shell.write(program, launcher_without(part))
         shell.out(f"chmod 0755 {program}")
         service += f"ExecStart=\nExecStart={program} %i\n"
     files = [f"/etc/systemd/system/{subject.unit}.d/without.conf" for subject in subjects]

@@ -144,6 +144,20 @@ def test_a_broken_download_of_a_new_commit_leaves_the_old_one_serving(host: Any,
     assert not host.file(f"{REPOSITORY}/verified/{SECOND}.json").exists
 
 
+def test_no_instance_starts_with_a_download_that_has_not_ended(host: Any) -> None:
+    """A run of the service alone, after a download that was killed: all of the files may be there, and one of them short."""
+    before = running(host)
+    stamp = f"{REPOSITORY}/verified/{FIRST}.json"
+    host.check_output("mv %s %s.away", stamp, stamp)
+    try:
+        done = site("--tags=service", vllm_default_env={"FAKE": "another"})
+    finally:
+        host.check_output("mv %s.away %s", stamp, stamp)
+    assert done.status != 0, done.said
+    assert "--tags weights,service" in done.refused["gpu01"]
+    assert running(host) == before
+
+
 @pytest.mark.drill("weights cut short on the disk", "found and mended by the next run, by its SHA-256")
 def test_a_file_that_was_cut_short_is_found_and_mended(host: Any) -> None:
     file = f"{REPOSITORY}/snapshots/{FIRST}/model.safetensors"

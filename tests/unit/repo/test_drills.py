@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import sys
+from importlib import import_module
 from importlib.machinery import SourceFileLoader
 from importlib.util import module_from_spec, spec_from_loader
 from pathlib import Path
@@ -59,3 +60,16 @@ def test_hostile_values_are_what_a_plan_takes() -> None:
     assert len(one) > 60
     # By the collection's own rule, which nothing but the plan knows.
     assert _wanted.environment_problems("env", one) == []
+
+
+def test_what_is_taken_away_is_in_the_launcher(monkeypatch: pytest.MonkeyPatch) -> None:
+    for place in ("molecule/shared", "molecule/lab", "tests/load"):
+        monkeypatch.syspath_prepend(str(REPO / place))
+    monkeypatch.setattr(sys, "dont_write_bytecode", True)
+    parts = import_module("parts")
+    text = parts.LAUNCHER.read_text(encoding="utf-8")
+    changed = [part for part in parts.PARTS.values() if part.launcher]
+    assert len(changed) > 3
+    for part in changed:
+        assert parts.launcher_without(part) != text
+        compile(parts.launcher_without(part), part.words, "exec")
