@@ -27,11 +27,13 @@ PARTS = {
     "kill -9 of the main process": Part("KillMode=process", service="KillMode=process\n"),
     "idle": Part("no request counts as no progress", launcher={"if engine.running == 0:": "if False:"}),
     "busy, with a slow /health": Part(
-        "/health must answer within 2 s", launcher={"probe_timeout_s: float = 45.0": "probe_timeout_s: float = 2.0"}
+        "/health must answer within 2 s",
+        launcher={'healthy = self._get("/health")[0] == 200': 'healthy = self._client.request("/health", 2.0)[0] == 200'},
     ),
     "stuck load": Part(
-        "any load is extended", launcher={"if verdict:\n": "if False:\n", "if self._moved == now else []": "if True else []"}
+        "a load is never given up", launcher={"if verdict:\n": "if False:\n"}
     ),
+    "daemon-reload during a load longer than the start time-out": Part("TimeoutStartSec= is the start time-out", service="TimeoutStartSec=60\n"),
     "stop while loading": Part("TERM is sent once", launcher={'self._term_again = was == "loading"': "self._term_again = False"}),
     "/run full": Part("what is in the way ends the unit", launcher={"return EXIT_ENGINE\n\n\nif __name__": "return EXIT_CONFIG\n\n\nif __name__"}),
     "nothing secret shows": Part("a wrapper shows its environment", service="ExecStartPre=/usr/bin/printenv VLLM_API_KEY\n"),

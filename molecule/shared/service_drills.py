@@ -155,6 +155,16 @@ def slow_load(subject: Subject) -> Seen:
     return Seen(ok, f"ready after {figure(after.load_s)} {limit}" if ok else f"given up ({after.result}) {limit}")
 
 
+def reloaded_load(subject: Subject, after_s: float) -> Seen:
+    """systemd reloads, as with every package's unit, once a load that makes progress is longer than the start time-out."""
+    subject.launch(LOAD_S=str(after_s + 6))
+    subject.wait(lambda look: look.at_s > subject.launched_s + after_s + 2 or look.restarts > 0, within_s=after_s + 5)
+    subject.shell.out("systemctl daemon-reload")
+    after = subject.wait(lambda look: look.serving or look.restarts > 0 or look.result != "success", within_s=12)
+    ok = after.serving and after.restarts == 0 and after.load_s > after_s
+    return Seen(ok, f"ready after {figure(after.load_s)}" if ok else f"given up ({after.result})")
+
+
 def stuck_load(subject: Subject) -> Seen:
     """A load that stands still ends as a failure."""
     subject.launch(FAULT="stuck_load")

@@ -54,7 +54,7 @@ def test_the_unit_is_what_an_operator_expects(host: Any) -> None:
         "User": "vllm",
         "Restart": "always",
         "RestartUSec": "10s",
-        "TimeoutStartUSec": "15min",
+        "TimeoutStartUSec": "1h",
         "StandardOutput": "journal",
         "UnitFileState": "enabled",
         "ActiveState": "active",

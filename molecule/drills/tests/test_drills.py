@@ -155,7 +155,7 @@ def secrets_link(subject: Subject) -> Seen:
 def no_leak(subject: Subject) -> Seen:
     """The engine's key, wherever any account of the host may look."""
     shell = subject.shell
-    pid = subject.wait(lambda look: look.engine > 0, within_s=20).engine
+    pid = subject.begin().engine
     script = f"""umask 077
 tr '\\0' '\\n' < /proc/{pid}/environ | sed -n 's/^VLLM_API_KEY=//p' > /root/.key
 [ "$(wc -c < /root/.key)" -gt 20 ] || exit 3
@@ -174,6 +174,10 @@ grep -acF -f /root/.key /root/.shown; wc -c < /root/.shown; rm /root/.key /root/
     )
 
 
+RELOADED = "daemon-reload during a load longer than the start time-out"
+#: As the inventory of the scenario has it.
+START_TIMEOUT_S = 60
+
 DRILLS = (
     Drill("kill -9 of the engine", "crash", drills.kill_engine, naive_fails=False),
     Drill("kill -9 of the main process", "crash", drills.kill_main, naive_fails=False),
@@ -183,6 +187,7 @@ DRILLS = (
     Drill("idle", "quiet", drills.idle, naive_fails=False),
     Drill("busy, with a slow /health", "busy", drills.busy, naive_fails=False),
     Drill("slow load that makes progress", "slow", drills.slow_load, naive_fails=True),
+    Drill(RELOADED, "gpu-a", lambda subject: drills.reloaded_load(subject, START_TIMEOUT_S), naive_fails=False),
     Drill("stuck load", "leaving", drills.stuck_load, naive_fails=False),
     Drill("permanent fault (out of memory)", "fault", drills.permanent_fault, naive_fails=True),
     Drill("refused configuration", "fault", drills.wrong_setting, naive_fails=True),
@@ -209,8 +214,8 @@ MISSING = "secrets missing"
 REMOVED = "model removed"
 TURNS = "two instances on one GPU after a reboot"
 REBOOT = "reboot"
-#: What the naive way has nothing for: no state under /run, and no play.
-NOT_NAIVE = {"/run full", REMOVED}
+#: What the naive way has nothing for: no state under /run, nobody who extends anything, and no play.
+NOT_NAIVE = {"/run full", RELOADED, REMOVED}
 ALL = [*(drill.name for drill in DRILLS), STORM, MISSING, REMOVED, REBOOT, TURNS]
 NAIVE_FAILS = {drill.name for drill in DRILLS if drill.naive_fails} | {MISSING, TURNS}
 
@@ -220,7 +225,8 @@ WITHOUT = {
     "kill -9 of the main process": "hang-core",
     "idle": "quiet",
     "busy, with a slow /health": "busy",
-    "stuck load": "slow",
+    "stuck load": "hang-api",
+    RELOADED: "gpu-a",
     "stop while loading": "stop",
     "/run full": "full",
     "nothing secret shows": "hostile",
