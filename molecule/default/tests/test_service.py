@@ -1,6 +1,6 @@
-"""The service with a real engine: killed, stopped while it loads, stopped under load. The last file, since it leaves the instance stopped.
+"""The service with a real engine: killed, stopped under load, stopped while it loads. The last file, since it leaves the instance stopped.
 
-Each load takes most of a minute, so that these are steps of one story and run in this order.
+Each load takes most of a minute, so that these are steps of one story with one whole load in it, and run in this order.
 """
 
 from __future__ import annotations
@@ -41,9 +41,21 @@ def shown(drill: str, seen: drills.Seen) -> None:
     assert seen.ok, seen.seen
 
 
-def test_the_main_processes_death_leaves_nothing_behind(subject: Subject) -> None:
+def test_the_engines_death_is_noticed_and_cured(subject: Subject) -> None:
     before = subject.look()
-    assert before.core > 0
+    assert before.core > 0, before
+    shown("kill -9 of the engine", drills.kill_engine(subject, before, DIES_WITHIN_S))
+
+
+def test_a_stop_cuts_no_stream(subject: Subject) -> None:
+    # It takes eight at a time; the others wait their turn, and are not refused either.
+    shown("stop under 20 streams", drills.stop_under(subject, streams=20, flowing=4, max_tokens=300, ignore_eos=True))
+
+
+def test_the_main_processes_death_leaves_nothing_behind(subject: Subject) -> None:
+    subject.systemctl("start", wait=False)
+    before = subject.wait(lambda look: look.core > 0, within_s=LOADS_WITHIN_S)
+    assert before.core > 0, before
     subject.kill("KILL", before.main)
     again = subject.wait(lambda look: look.main not in (0, before.main), within_s=drills.TIMES.restart_s + 5)
     left = subject.alive(before.processes)
@@ -57,18 +69,6 @@ def test_a_stop_while_it_loads_ends_in_seconds(subject: Subject) -> None:
     assert loading.active == "activating", loading
     time.sleep(3)
     shown("stop while loading", drills.stop_now(subject, within_s=12))
-
-
-def test_the_engines_death_is_noticed_and_cured(subject: Subject) -> None:
-    subject.systemctl("start", wait=False)
-    before = subject.wait(lambda look: look.serving, within_s=LOADS_WITHIN_S)
-    assert before.serving, before
-    shown("kill -9 of the engine", drills.kill_engine(subject, before, DIES_WITHIN_S))
-
-
-def test_a_stop_cuts_no_stream(subject: Subject) -> None:
-    # It takes eight at a time; the others wait their turn, and are not refused either.
-    shown("stop under 20 streams", drills.stop_under(subject, streams=20, flowing=4, max_tokens=300, ignore_eos=True))
 
 
 def test_systemd_finds_nothing_wrong_with_the_units(host: Any) -> None:
