@@ -37,8 +37,8 @@ def state(host: Any) -> dict[str, Any]:
     return dict(json.loads(host.file("/run/vllm/demo-0/state.json").content_string))
 
 
-def test_a_tag_runs_the_checks_and_its_own_part_alone() -> None:
-    said, changed = play("--tags", "proxy")
+def test_a_tag_runs_the_checks_and_its_own_part_alone_and_booleans_may_be_text() -> None:
+    said, changed = play("--tags", "proxy", "-e", "vllm_acme_staging=false", "-e", "vllm_nginx_default_server=true")
     assert changed == 0
     assert "vllm_plan : plan | Read the host" in said and "vllm_nginx : configure" in said
     assert "vllm_engine : install" not in said and "vllm_service : service |" not in said
@@ -48,11 +48,6 @@ def test_verify_runs_by_itself() -> None:
     said, changed = play(playbook="playbooks/verify.yml")
     assert changed == 0
     assert "Check certificate, keys, tokens, streams and closed ports" in said
-
-
-def test_booleans_may_be_text() -> None:
-    _said, changed = play("-e", "vllm_acme_staging=false", "-e", "vllm_nginx_default_server=true")
-    assert changed == 0
 
 
 def test_without_consent_nothing_restarts(host: Any) -> None:
@@ -86,7 +81,6 @@ def test_no_secret_is_shown_or_lies_about(host: Any) -> None:
     shown = [(where, secret) for where, text in places.items() for secret in (token, key, engine_key) if secret in text]
     assert shown == []
     assert token in host.file("/etc/vllm/secrets").content_string
-    play()
 
 
 def test_a_trial_may_sign_its_own_certificate(host: Any) -> None:
