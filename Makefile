@@ -17,6 +17,8 @@ export PYTHONDONTWRITEBYTECODE := 1
 CONTROL := $(VENV)/.control
 TOOLS := $(VENV)/.tools
 IMPORTER := .venv-importer/.made
+# Debian's NGINX, which the unit tests of the proxy run; without apt they say why they are skipped.
+NGINX := .build/nginx/.made
 # OpenAI's client for JavaScript, with which the tests ask as well.
 JS_CLIENT := tests/js/node_modules/.made
 
@@ -78,8 +80,12 @@ docs: $(CONTROL) ## Write docs/which-gpu.md from the planner
 bench-plan: $(CONTROL) ## Time the plan of 100 hosts with 8 models each
 	@python scripts/bench-plan
 
+$(NGINX): scripts/nginx
+	@if command -v apt-get >/dev/null; then scripts/nginx .build/nginx; fi
+	@mkdir -p .build/nginx && touch $@
+
 .PHONY: unit
-unit: $(TOOLS) ## Unit tests of the Python and of the repository
+unit: $(TOOLS) $(NGINX) ## Unit tests of the Python and of the repository
 	@pytest --numprocesses=auto
 
 .PHONY: sanity

@@ -35,11 +35,11 @@ def client(host: str, prefix: str = "", key: str | None = None, certificate: str
 
 
 def wait_until_it_answers(host: str, limit_s: float) -> float:
-    """Ask for the models until they are listed; return the seconds it took. Raises TimeoutError."""
+    """Ask the engine of `demo` for its models until it answers; return the seconds it took. Raises TimeoutError."""
     start = time.monotonic()
     while time.monotonic() - start < limit_s:
         try:
-            client(host).models.list()
+            client(host, "/demo").models.list()
         except openai.APIError:
             time.sleep(1)
         else:

@@ -199,8 +199,8 @@ def client_digests(keys: Sequence[Mapping[str, str]]) -> dict[str, str]:
 def proxy_models(instances: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
     """Group a host's instances by model, in the order given, for the proxy and for who checks it.
 
-    Each is ``{name, default, served_as, replicas: [{name, address, port}]}``. ``default`` marks the model that answers
-    on ``/v1/``: the one that says so, or the only one there is.
+    Each is ``{name, default, served_as, replicas: [{name, address, port}]}``. ``default`` marks the model that gets what
+    names no model: the one that says so, or the only one there is.
     """
     models: dict[str, dict[str, Any]] = {}
     for instance in instances:

@@ -82,9 +82,8 @@ from ansible_collections.gpuops.vllm.plugins.module_utils import _verify
 
 
 def models_to_ask(models: list[dict[str, Any]]) -> list[_verify.Model]:
-    """Each model under its own path, and the default one under /v1 as well, which comes first."""
-    default = [_verify.Model("", model["served_as"]) for model in models if model["default"]]
-    return default + [_verify.Model(f"/{model['name']}", model["served_as"]) for model in models]
+    """Each model under /v1, where a request's own words pick it, and under its own path."""
+    return [_verify.Model(prefix, one["served_as"]) for one in models for prefix in ("", f"/{one['name']}")]
 
 
 def main() -> None:

@@ -24,6 +24,11 @@ def test_the_second_left_nothing_but_its_weights(host: Any) -> None:
     assert host.file("/srv/models/demo/config.json").exists
 
 
+def test_its_name_is_gone() -> None:
+    with pytest.raises(openai.NotFoundError):
+        endpoint.client("gpu02").completions.create(model="second", prompt="Hello!")
+
+
 def test_the_seconds_path_is_gone() -> None:
     with pytest.raises(openai.NotFoundError):
         endpoint.client("gpu02", "/second").models.list()

@@ -1,4 +1,4 @@
-"""While both models serve: each answers under its own path, and only to its own names. Run by the scenario's side effect."""
+"""While both models serve: each answers to its own names, under its own path and under the common one. Run by the scenario's side effect."""
 
 from __future__ import annotations
 
@@ -17,14 +17,15 @@ def ask(prefix: str, model: str) -> str:
 
 
 @pytest.mark.parametrize(
-    ("prefix", "model"), [("/demo", "gpuops-demo"), ("/demo", "gpt-4"), ("/second", "second"), ("", "gpuops-demo")]
+    ("prefix", "model"),
+    [("/demo", "gpuops-demo"), ("/demo", "gpt-4"), ("/second", "second"), ("", "gpuops-demo"), ("", "second")],
 )
 def test_each_answers_to_its_own_names(prefix: str, model: str) -> None:
     assert ask(prefix, model).startswith("Hello!")
 
 
 @pytest.mark.parametrize(
-    ("prefix", "model"), [("/demo", "second"), ("/second", "gpuops-demo"), ("/second", "gpt-4"), ("", "second")]
+    ("prefix", "model"), [("/demo", "second"), ("/second", "gpuops-demo"), ("/second", "gpt-4"), ("", "third")]
 )
 def test_each_knows_nothing_of_the_other(prefix: str, model: str) -> None:
     with pytest.raises(openai.NotFoundError):
@@ -33,6 +34,7 @@ def test_each_knows_nothing_of_the_other(prefix: str, model: str) -> None:
 
 def test_each_lists_only_its_own() -> None:
     listed = {
-        prefix: {model.id for model in endpoint.client(HOST, prefix).models.list()} for prefix in ("/demo", "/second")
+        prefix: {model.id for model in endpoint.client(HOST, prefix).models.list()}
+        for prefix in ("", "/demo", "/second")
     }
-    assert listed == {"/demo": {"gpuops-demo", "gpt-4"}, "/second": {"second"}}
+    assert listed == {"": {"gpuops-demo", "gpt-4", "second"}, "/demo": {"gpuops-demo", "gpt-4"}, "/second": {"second"}}

@@ -51,8 +51,10 @@ def test_a_whole_life(rig: Rig) -> None:
     rig.write(drain_notice_s=0.3)
     rig.start(FAKE_ENGINE_LOAD_S="0.6")
     assert "EXTEND_TIMEOUT_USEC=60000000" in rig.wait_for("STATUS=loading for 0 s: loading weights 50%.*")
-    assert rig.state()["state"] == "loading"
+    away = rig.state_file.with_name("away")
+    assert (rig.state()["state"], away.exists()) == ("loading", True)
     assert rig.wait_for("READY=1") == "READY=1\nSTATUS=serving"
+    assert not away.exists()
     state = rig.state()
     assert (state["state"], state["digest"]) == ("serving", "digest-1")
     assert state["message"].startswith("first token by POST /v1/completions after ")
@@ -64,12 +66,12 @@ def test_a_whole_life(rig: Rig) -> None:
     told = time.monotonic()
     rig.process.send_signal(signal.SIGTERM)
     assert rig.wait_for("STOPPING=1") == "STOPPING=1\nSTATUS=draining: stop requested"
-    assert rig.state()["state"] == "draining"
+    assert (rig.state()["state"], away.exists()) == ("draining", True)
     with post(rig, max_tokens=1) as response:  # whoever was not told yet is still served
         assert response.status == 200
     assert rig.ended() == 0
     assert time.monotonic() - told > 0.3
-    assert not rig.state_file.exists()
+    assert (rig.state_file.exists(), away.exists()) == (False, True)
     assert "Application startup complete." in rig.output()
     assert KEY not in rig.output()
 

@@ -1,0 +1,169 @@
+# Copyright (c) 2026 The gpuops.vllm authors
+# GNU General Public License v3.0+ (see LICENSE or https://www.gnu.org/licenses/gpl-3.0.txt)
+# SPDX-License-Identifier: GPL-3.0-or-later
+"""One address for many models: which engine a request reaches, and what is answered where none can be."""
+
+from __future__ import annotations
+
+import json
+from collections import Counter
+from typing import Any
+
+import pytest
+
+ROUTES = ("chat/completions", "completions", "responses", "messages", "embeddings")
+
+
+@pytest.mark.parametrize("route", ROUTES)
+@pytest.mark.parametrize(("name", "slug"), [("llama-3", "llama"), ("gpt-4", "llama"), ("org/qwen", "qwen")])
+def test_the_requests_model_picks_the_engine(gateway: Any, route: str, name: str, slug: str) -> None:
+    status, said = gateway.chat({"messages": [], "model": name}, f"/v1/{route}")
+    assert (status, said["path"]) == (200, f"/v1/{route}")
+    assert said["engine"].startswith(f"{slug}-")
+
+
+def test_the_engine_gets_the_whole_request_and_its_own_key(gateway: Any) -> None:
+    body = json.dumps({"model": "org/qwen", "prompt": "x" * (20 << 20)}).encode()
+    status, _headers, said = gateway.ask("POST", "/v1/completions?beta=true", body)
+    assert (status, said["bytes"], said["path"]) == (200, len(body), "/v1/completions?beta=true")
+    asked = gateway.engines["qwen-0"].asked[-1]
+    assert asked["body"] == body
+    assert asked["headers"]["Authorization"] == "Bearer the-engines-key-0123456789"
+    assert asked["headers"]["Host"] == "localhost"
+    assert "buffered to a temporary file" not in gateway.log()
+
+
+TOOL = {"type": "function", "function": {"name": "f", "parameters": {"properties": {"model": {"type": "string"}}}}}
+DEEP: Any = "bottom"
+for _level in range(100):
+    DEEP = [DEEP]
+
+
+@pytest.mark.parametrize(
+    "body",
+    [
+        {"messages": [{"content": 'say "model": "org/qwen"'}], "model": "gpt-4"},
+        {"messages": [{"content": '\\"model": "org/qwen'}], "model": "gpt-4"},
+        {"tools": [TOOL], "model": "gpt-4"},
+        {"metadata": {"model": "org/qwen"}, "model": "gpt-4"},
+        {"model": "gpt-4", "metadata": {"model": "org/qwen"}},
+        {"x": DEEP, "model": "gpt-4"},
+        b'{ "model" \n : \t "gpt\\u002d4" }',
+        b'{"m\\u006fdel": "org/qwen", "model": "gpt-4"}',
+        b'{"model": "gpt-4"',
+    ],
+)
+def test_it_is_the_requests_own_model(gateway: Any, body: Any) -> None:
+    status, said = gateway.chat(body)
+    assert status == 200, said
+    assert said["engine"].startswith("llama-")
+
+
+@pytest.mark.parametrize(
+    ("body", "status", "code"),
+    [
+        ({"model": "no-such"}, 404, "model_not_found"),
+        ({"model": "GPT-4"}, 404, "model_not_found"),
+        ({"model": 'a"b\u2028'}, 404, "model_not_found"),
+        ({"model": "constructor"}, 404, "model_not_found"),
+        ({"messages": []}, 400, "model_missing"),
+        ({"model": ""}, 400, "model_missing"),
+        ({"model": 7}, 400, "model_missing"),
+        ({"model": "x" * 600}, 400, "model_missing"),
+        (b"", 400, "model_missing"),
+        (b"no json", 400, "model_missing"),
+        (b'{"model": "\xff\xfe"}', 404, "model_not_found"),
+        (b'{"a": {"model": "x"}, "model": "gpt-4"', 400, "bad_request"),
+        (b'{"a": {"model": "x"}, "model": "y", "z": "' + b"z" * (2 << 20) + b'"}', 400, "bad_request"),
+    ],
+)
+def test_a_request_for_no_model_is_told_so(gateway: Any, body: Any, status: int, code: str) -> None:
+    before = sum(len(engine.asked) for engine in gateway.engines.values())
+    got, said = gateway.chat(body)
+    assert (got, said["error"]["code"]) == (status, code)
+    assert set(said["error"]) == {"message", "type", "param", "code"}
+    assert sum(len(engine.asked) for engine in gateway.engines.values()) == before
+
+
+def test_all_names_are_listed(gateway: Any) -> None:
+    status, _headers, said = gateway.ask("GET", "/v1/models")
+    assert status == 200
+    assert [(one["id"], one["object"]) for one in said["data"]] == [
+        (name, "model") for name in ("llama-3", "gpt-4", "org/qwen")
+    ]
+    assert said["object"] == "list"
+
+
+def test_a_model_has_a_path_of_its_own(gateway: Any) -> None:
+    status, said = gateway.chat({"model": "whatever"}, "/qwen/v1/chat/completions")
+    assert (status, said["engine"], said["path"]) == (200, "qwen-0", "/v1/chat/completions")
+    status, _headers, said = gateway.ask("GET", "/qwen/v1/models")
+    assert (status, said["engine"], said["method"]) == (200, "qwen-0", "GET")
+
+
+@pytest.mark.parametrize(
+    ("method", "path", "status"),
+    [
+        ("GET", "/v1/chat/completions", 405),
+        ("POST", "/v1/models", 405),
+        ("DELETE", "/qwen/v1/models", 405),
+        ("GET", "/v1/models/gpt-4", 404),
+        ("POST", "/v1/tokenize", 404),
+        ("GET", "/metrics", 404),
+        ("POST", "/@vllm", 404),
+        ("GET", "/_vllm_error/401", 404),
+    ],
+)
+def test_nothing_else_is_there(gateway: Any, method: str, path: str, status: int) -> None:
+    got, _headers, said = gateway.ask(method, path, b'{"model": "gpt-4"}' if method == "POST" else None)
+    assert (got, set(said["error"])) == (status, {"message", "type", "param", "code"})
+
+
+@pytest.mark.parametrize("path", ["/v1/chat/completions", "/v1/models", "/qwen/v1/chat/completions"])
+@pytest.mark.parametrize("key", [None, "", "A-CLIENTS-KEY-0123456789", "the-engines-key-0123456789"])
+def test_without_a_key_nothing_is_told(gateway: Any, path: str, key: str | None) -> None:
+    status, headers, said = gateway.ask("GET" if path.endswith("models") else "POST", path, None, key)
+    assert (status, said["error"]["code"], headers["www-authenticate"]) == (401, "invalid_api_key", "Bearer")
+
+
+def served_by(gateway: Any, count: int = 30) -> set[str]:
+    return {gateway.chat({"model": "gpt-4"})[1].get("engine", "none") for _ in range(count)}
+
+
+def test_a_replica_that_is_away_gets_nothing(gateway: Any) -> None:
+    """At once, and without a reload."""
+    names = [f"llama-{index}" for index in range(3)]
+    assert served_by(gateway) == set(names)
+    try:
+        gateway.set_away("llama-1")
+        assert served_by(gateway) == {"llama-0", "llama-2"}
+        gateway.set_away("llama-0")
+        assert served_by(gateway) == {"llama-2"}
+        gateway.set_away("llama-2")
+        status, headers, said = gateway.ask("POST", "/v1/chat/completions", {"model": "gpt-4"})
+        assert (status, headers["retry-after"], said["error"]["code"]) == (503, "10", "service_unavailable")
+        assert gateway.chat({"model": "org/qwen"})[0] == 200
+    finally:
+        for name in names:
+            gateway.set_away(name, away=False)
+    assert served_by(gateway) == set(names)
+
+
+def test_the_log_says_who_asked_for_which_model(gateway: Any) -> None:
+    gateway.chat({"model": "gpt-4", "prompt": "a-secret-prompt"})
+    gateway.chat({"model": "no-such"})
+    found, missing = gateway.logged()[-2:]
+    assert (found["client"], found["model"], found["path"], found["status"]) == (
+        "a",
+        "llama",
+        "/v1/chat/completions",
+        200,
+    )
+    assert (missing["model"], missing["status"]) == ("", 404)
+    assert "a-secret-prompt" not in json.dumps(gateway.logged())
+
+
+def test_requests_are_spread(gateway: Any) -> None:
+    counted = Counter(gateway.chat({"model": "llama-3"})[1]["engine"] for _ in range(60))
+    assert len(counted) == 3
+    assert min(counted.values()) > 10
