@@ -9,12 +9,20 @@ from collections.abc import Callable
 from typing import Any
 
 from ansible.errors import AnsibleFilterError
-from ansible_collections.gpuops.vllm.plugins.module_utils import _checks
+from ansible_collections.gpuops.vllm.plugins.module_utils import _checks, _clients
 
 
-def client_digests(keys: Any) -> dict[str, str]:
+def nginx_clients(keys: Any) -> str:
+    return _of_records(_clients.clients_conf, keys)
+
+
+def nginx_limits(keys: Any) -> str:
+    return _of_records(_clients.limits_conf, keys)
+
+
+def _of_records(make: Callable[[list[dict[str, Any]]], str], keys: Any) -> str:
     try:
-        return _checks.client_digests(keys)
+        return make(_clients.records(keys))
     except ValueError as error:
         raise AnsibleFilterError(str(error)) from None
 
@@ -30,9 +38,10 @@ class FilterModule:
     def filters(self) -> dict[str, Callable[..., Any]]:
         return {
             "certificate_problems": _checks.certificate_problems,
-            "client_digests": client_digests,
-            "client_key_problems": _checks.client_key_problems,
+            "client_key_problems": _clients.problems,
             "domain_problems": _checks.domain_problems,
+            "nginx_clients": nginx_clients,
+            "nginx_limits": nginx_limits,
             "proxy_models": proxy_models,
             "size_problems": _checks.size_problems,
         }

@@ -1,27 +1,21 @@
 # Copyright (c) 2026 The gpuops.vllm authors
 # GNU General Public License v3.0+ (see LICENSE or https://www.gnu.org/licenses/gpl-3.0.txt)
 # SPDX-License-Identifier: GPL-3.0-or-later
-"""What can be said about an endpoint's name and its client keys before any host is touched."""
+"""What can be said about an endpoint's name and its certificate before any host is touched."""
 
 from __future__ import annotations
 
-import hashlib
 import re
 from collections.abc import Mapping, Sequence
 from typing import Any
 
 _LABEL = re.compile(r"[a-z0-9]([a-z0-9-]{0,61}[a-z0-9])?", re.ASCII)
-_SLUG = re.compile(r"[a-z0-9]([a-z0-9-]{0,62}[a-z0-9])?", re.ASCII)
-# What a Bearer header carries unharmed: printable ASCII without the blank.
-_KEY = re.compile(r"[!-~]+", re.ASCII)
 # What starts with a hyphen certbot would take for an option.
 _EMAIL = re.compile(r"(?!-)[^@\s]+@[^@\s.]+(\.[^@\s.]+)+")
 _SIZE = re.compile(r"[0-9]+[kKmMgG]?", re.ASCII)
 _CERTIFICATE = re.compile(r"-----BEGIN CERTIFICATE-----[A-Za-z0-9+/=\s]+-----END CERTIFICATE-----", re.ASCII)
 _HTTPS_URL = re.compile(r"https://[^\s/]+/?\S*")
 TLS_MODES = ("letsencrypt", "acme", "selfsigned")
-KEY_MIN_LENGTH = 16
-KEY_MAX_LENGTH = 512
 
 
 def domain_problems(value: Any, variable: str) -> list[str]:
@@ -70,77 +64,6 @@ def size_problems(value: Any, variable: str) -> list[str]:
     return [message]
 
 
-def client_key_problems(keys: Any, variable: str) -> list[str]:
-    """Return what is wrong with a list of ``{name, key}``; ``[]`` if nothing is. No key's value is ever part of it."""
-    need = f"It needs a list of {{name, key}}, one entry for each client; keep the keys in a vault. Correct {variable}."
-    if isinstance(keys, (str, bytes, Mapping)) or not isinstance(keys, Sequence):
-        return [f"{variable} is not a list but {_kind(keys)} (value not shown). {need}"]
-    if not keys:
-        return [f"{variable} is an empty list: nobody could use the endpoint. {need}"]
-    problems = []
-    entry_of_name: dict[str, int] = {}
-    entry_of_key: dict[str, int] = {}
-    for number, entry in enumerate(keys, start=1):
-        where = f"{variable}, entry {number}"
-        if not isinstance(entry, Mapping):
-            problems.append(f"{where} is not a mapping but {_kind(entry)} (value not shown). {need}")
-            continue
-        unknown = [option for option in entry if option not in ("name", "key")]
-        if unknown:
-            # Only their number: what stands there by mistake may be a key.
-            problems.append(f"{where} has {len(unknown)} option(s) besides name and key. {need}")
-        name, key = entry.get("name"), entry.get("key")
-        if not isinstance(name, str) or not _SLUG.fullmatch(name):
-            problems.append(
-                f"{where}: its name is no slug. It needs 1 to 64 lower-case letters, digits or inner hyphens, such as"
-                f" team-a; the access log shows it. Correct {variable}."
-            )
-        elif name in entry_of_name:
-            problems.append(f"{where} has the name {name!r} of entry {entry_of_name[name]}. Give it a name of its own.")
-        else:
-            entry_of_name[name] = number
-        if fault := _key_fault(key):
-            problems.append(
-                f"{where}: its key (not shown) is {fault}. It needs {KEY_MIN_LENGTH} to {KEY_MAX_LENGTH} printable ASCII"
-                " characters on one line, without blanks. Make one: openssl rand -hex 32"
-            )
-        elif key in entry_of_key:
-            problems.append(f"{where} has the key of entry {entry_of_key[str(key)]}. Give each client its own key.")
-        else:
-            entry_of_key[str(key)] = number
-    return problems
-
-
-def _key_fault(key: Any) -> str:
-    if not isinstance(key, str):
-        return f"not a string but {_kind(key)}"
-    if not key:
-        return "empty"
-    if "\n" in key or "\r" in key:
-        return "more than one line"
-    if not _KEY.fullmatch(key):
-        return "not printable ASCII without blanks"
-    if not KEY_MIN_LENGTH <= len(key) <= KEY_MAX_LENGTH:
-        return f"{len(key)} characters long"
-    return ""
-
-
-def _kind(value: Any) -> str:
-    """A value's type in a word that does not depend on Ansible's wrappers."""
-    for kind, word in (
-        (type(None), "nothing"),
-        (bool, "a boolean"),
-        (int, "a number"),
-        (float, "a number"),
-        (str, "a string"),
-        (Mapping, "a mapping"),
-        (Sequence, "a list"),
-    ):
-        if isinstance(value, kind):
-            return word
-    return "something else"
-
-
 def certificate_problems(settings: Mapping[str, Any]) -> list[str]:
     """Return what keeps a certificate from being had; ``[]`` if nothing does.
 
@@ -183,17 +106,6 @@ def _ca_fault(text: str) -> str:
     if "-----" in rest:
         return "holds PEM blocks that are no certificates, or are not whole"
     return "" if certificates else "holds no certificate"
-
-
-def client_digests(keys: Sequence[Mapping[str, str]]) -> dict[str, str]:
-    """Return ``{name: SHA-256 of the key, 64 hex digits}``, which is all that a proxy needs to know of a client's key.
-
-    Raises ValueError, without a key's value, where `client_key_problems` finds something.
-    """
-    problems = client_key_problems(keys, "client_digests")
-    if problems:
-        raise ValueError(" ".join(problems))
-    return {entry["name"]: hashlib.sha256(entry["key"].encode()).hexdigest() for entry in keys}
 
 
 def proxy_models(instances: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:

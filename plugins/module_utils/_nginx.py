@@ -16,7 +16,7 @@ from pathlib import Path
 TREE, DIGEST = "@tree@", "@digest@"
 
 #: Files that the host itself adds, since what is in them must not pass through Ansible or its diff.
-KEY_FILE, CLIENTS_FILE = "upstream_key.conf", "clients.map"
+KEY_FILE, CLIENTS_FILE = "upstream_key.conf", "clients.conf"
 SECRET_FILES = frozenset({KEY_FILE, CLIENTS_FILE})
 
 _VERSION = re.compile(r"nginx version: nginx/(\d+)\.(\d+)\.(\d+)")
@@ -68,11 +68,6 @@ def key_include(key: str) -> str:
             " cannot carry: needs letters, digits and . _ ~ + / = - only"
         )
     return f'proxy_set_header Authorization "Bearer {key}";\n'
-
-
-def clients_map(clients: Mapping[str, str]) -> str:
-    """Lines of a ``map`` from a key's digest to its client, ordered by client."""
-    return "".join(f'"{digest}" "{name}";\n' for name, digest in sorted(clients.items()))
 
 
 def digest(files: Mapping[str, str]) -> str:

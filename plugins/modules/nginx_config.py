@@ -39,12 +39,12 @@ options:
       - Text of each file by its name; C(vllm.conf) is the one that NGINX is led to.
       - C(@tree@) stands for the folder that the files will lie in, and C(@digest@) for the digest of them all.
       - They are written for NGINX 1.22 with IPv6 and OpenSSL 3.5, and are fitted to what the host has.
-      - C(upstream_key.conf) and C(clients.map) are added.
+      - C(upstream_key.conf) and C(clients.conf) are added.
     type: dict
     required: true
   clients:
-    description: SHA-256 of each client's key, 64 hexadecimal digits, by the client's name.
-    type: dict
+    description: What NGINX knows of the clients, as P(gpuops.vllm.nginx_clients#filter) returns it.
+    type: str
     required: true
   secrets_file:
     description: File in the format of systemd's C(EnvironmentFile) with C(VLLM_API_KEY).
@@ -78,7 +78,7 @@ EXAMPLES = r"""
 - name: Bring NGINX to its configuration
   gpuops.vllm.nginx_config:
     domain: llm.example.com
-    clients: "{{ vllm_nginx_api_keys | gpuops.vllm.client_digests }}"
+    clients: "{{ vllm_nginx_api_keys | gpuops.vllm.nginx_clients }}"
     files:
       vllm.conf: "{{ lookup('ansible.builtin.template', 'vllm.conf.j2') }}"
 """
@@ -171,7 +171,7 @@ class Proxy:
         files = {name: _nginx.adapt(text, build) if build else text for name, text in self.params["files"].items()}
         if key := self.upstream_key():
             files[_nginx.KEY_FILE] = _nginx.key_include(key)
-        files[_nginx.CLIENTS_FILE] = _nginx.clients_map(self.params["clients"])
+        files[_nginx.CLIENTS_FILE] = self.params["clients"]
         return files
 
     # ---- What is there -----------------------------------------------------------------------------------------------
@@ -377,9 +377,9 @@ class Proxy:
 
     @staticmethod
     def hidden(text: str) -> str:
-        names = re.findall(r'^"[0-9a-f]{64}" "([^"]+)";$', text, re.MULTILINE)
+        names = re.findall(r'^"[0-9a-f]{64}" "([a-z][^"]*|[^"]*[a-z-][^"]*)";$', text, re.MULTILINE)
         if names:
-            return f"clients {', '.join(names)} (keys not shown)"
+            return f"clients {', '.join(dict.fromkeys(names))} (keys not shown)"
         return "a key (not shown)" if text else "nothing"
 
 
@@ -390,7 +390,7 @@ def main() -> None:
         argument_spec={
             "domain": {"type": "str", "required": True},
             "files": {"type": "dict", "required": True},
-            "clients": {"type": "dict", "required": True, "no_log": True},
+            "clients": {"type": "str", "required": True, "no_log": True},
             "secrets_file": {"type": "path", "default": "/etc/vllm/secrets", "no_log": False},
             "tls_dir": {"type": "path", "default": "/etc/vllm/tls"},
             "status_port": {"type": "int", "default": 8790},

@@ -15,6 +15,18 @@ function keyDigest(r) {
     return bearer ? crypto.createHash('sha256').update(bearer[1]).digest('hex') : '';
 }
 
+// The client's name; '' for a key that is missing, wrong or has expired.
+function client(r) {
+    const expires = Number(r.variables.vllm_key_expires);
+    return expires && expires * 1000 <= Date.now() ? '' : r.variables.vllm_key_client;
+}
+
+// The models that the client may use; without a scope, all.
+function modelsFor(r) {
+    const scope = r.variables.vllm_scope && r.variables.vllm_scope.split(' ');
+    return scope ? models.filter((model) => scope.indexOf(model.name) >= 0) : models;
+}
+
 // The model that a request names; '' where it names none, null where it cannot be told.
 function modelOf(text) {
     const names = [];
@@ -74,11 +86,15 @@ function route(r) {
         return;
     }
     // One that names no model gets the default one, as from vLLM alone.
-    const model = models.find((one) => (slug ? one.name === slug : name ? one.served_as.indexOf(name) >= 0 : one.default));
+    const model = modelsFor(r).find((one) => (slug ? one.name === slug : name ? one.served_as.indexOf(name) >= 0 : one.default));
+    if (!model && !slug && !name) {
+        refuse(r, 400, 'model_missing', 'The request names no "model". GET /v1/models lists those that there are.');
+        return;
+    }
     if (!model) {
         // Bytes that are no UTF-8 would make the answer none.
-        const fault = name ? `The model '${name.replace(/[^ -~]/g, '?')}' does not exist.` : 'The request names no "model".';
-        refuse(r, name ? 404 : 400, name ? 'model_not_found' : 'model_missing', `${fault} GET /v1/models lists those that there are.`);
+        const wanted = (slug || name).replace(/[^ -~]/g, '?');
+        refuse(r, 404, 'model_not_found', `The model '${wanted}' does not exist. GET /v1/models lists those that do.`);
         return;
     }
     r.variables.vllm_model = model.name;
@@ -90,12 +106,14 @@ function route(r) {
     }
 }
 
-// All names of all models.
+// All names of all models that the client may use.
 function list(r) {
     const data = [];
-    models.forEach((model) => model.served_as.forEach((id) => data.push({ id, object: 'model', created: 0, owned_by: 'vllm' })));
+    modelsFor(r).forEach((model) => {
+        model.served_as.forEach((id) => data.push({ id, object: 'model', created: 0, owned_by: 'vllm' }));
+    });
     r.headersOut['Content-Type'] = 'application/json';
     r.return(200, JSON.stringify({ object: 'list', data }));
 }
 
-export default { keyDigest, list, modelOf, poolOf, route };
+export default { client, keyDigest, list, modelOf, poolOf, route };

@@ -4,7 +4,6 @@
 
 from __future__ import annotations
 
-import hashlib
 from typing import Any
 
 import pytest
@@ -46,76 +45,6 @@ def test_bad_domain(domain: Any, why: str) -> None:
         " llm.example.com. Set vllm_domain in the inventory."
     )
     assert _checks.domain_problems(domain, "vllm_domain") == [f"vllm_domain is {domain!r}: {why}. {need}"]
-
-
-def test_good_keys() -> None:
-    keys = [{"name": "team-a", "key": "!" * 16}, {"name": "b", "key": "~" * 512}]
-    assert _checks.client_key_problems(keys, "vllm_api_keys") == []
-
-
-NEED = "It needs a list of {name, key}, one entry for each client; keep the keys in a vault. Correct vllm_api_keys."
-
-
-@pytest.mark.parametrize(
-    ("keys", "expected"),
-    [
-        ([], f"vllm_api_keys is an empty list: nobody could use the endpoint. {NEED}"),
-        (KEY, f"vllm_api_keys is not a list but a string (value not shown). {NEED}"),
-        ({"name": "a", "key": KEY}, f"vllm_api_keys is not a list but a mapping (value not shown). {NEED}"),
-        (None, f"vllm_api_keys is not a list but nothing (value not shown). {NEED}"),
-        ([KEY], f"vllm_api_keys, entry 1 is not a mapping but a string (value not shown). {NEED}"),
-        ([{"name": "a", "key": KEY, KEY: 1}], f"vllm_api_keys, entry 1 has 1 option(s) besides name and key. {NEED}"),
-    ],
-)
-def test_bad_key_list(keys: Any, expected: str) -> None:
-    assert _checks.client_key_problems(keys, "vllm_api_keys") == [expected]
-
-
-@pytest.mark.parametrize(
-    ("key", "why"),
-    [
-        ("", "empty"),
-        (f"{KEY}\n", "more than one line"),
-        (f"{KEY}\nX: y", "more than one line"),
-        ("a b" * 8, "not printable ASCII without blanks"),
-        ("schlüssel" * 3, "not printable ASCII without blanks"),
-        ("x" * 15, "15 characters long"),
-        ("x" * 513, "513 characters long"),
-        (1234567890123456, "not a string but a number"),
-        (None, "not a string but nothing"),
-    ],
-)
-def test_bad_key(key: Any, why: str) -> None:
-    (problem,) = _checks.client_key_problems([{"name": "team-a", "key": key}], "vllm_api_keys")
-    assert problem == (
-        f"vllm_api_keys, entry 1: its key (not shown) is {why}. It needs 16 to 512 printable ASCII characters on one line,"
-        " without blanks. Make one: openssl rand -hex 32"
-    )
-
-
-@pytest.mark.parametrize("name", ["", "Team", "a b", "-a", "a-", "a" * 65, 'x" "y', None, "a\n"])
-def test_bad_client_name(name: Any) -> None:
-    (problem,) = _checks.client_key_problems([{"name": name, "key": KEY}], "vllm_api_keys")
-    assert problem.startswith("vllm_api_keys, entry 1: its name is no slug.")
-
-
-def test_same_name_and_same_key() -> None:
-    keys = [{"name": "a", "key": KEY}, {"name": "a", "key": KEY}]
-    assert _checks.client_key_problems(keys, "vllm_api_keys") == [
-        "vllm_api_keys, entry 2 has the name 'a' of entry 1. Give it a name of its own.",
-        "vllm_api_keys, entry 2 has the key of entry 1. Give each client its own key.",
-    ]
-
-
-def test_no_message_holds_a_key() -> None:
-    keys = [KEY, {KEY: KEY}, {"name": KEY.upper(), "key": f"{KEY}\n"}, {"name": "a", "key": [KEY]}, [KEY]]
-    assert KEY not in "".join(_checks.client_key_problems(keys, "vllm_api_keys"))
-
-
-def test_digests() -> None:
-    assert _checks.client_digests([{"name": "a", "key": KEY}]) == {"a": hashlib.sha256(KEY.encode()).hexdigest()}
-    with pytest.raises(ValueError, match="is an empty list"):
-        _checks.client_digests([])
 
 
 def instance(model: str, replica: int, default: bool = False) -> dict[str, Any]:

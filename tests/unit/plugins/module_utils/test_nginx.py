@@ -60,11 +60,6 @@ def test_key_that_nginx_cannot_carry(key: str) -> None:
     assert not key or repr(key) not in str(error.value)
 
 
-def test_clients_map_does_not_depend_on_order() -> None:
-    text = _nginx.clients_map({"b": "22", "a": "11"})
-    assert text == '"11" "a";\n"22" "b";\n' == _nginx.clients_map({"a": "11", "b": "22"})
-
-
 def test_digest_counts_names_and_texts() -> None:
     digests = {
         _nginx.digest(files) for files in ({"a": "1", "b": "2"}, {"a": "2", "b": "1"}, {"a": "1"}, {"a": "1", "c": "2"})

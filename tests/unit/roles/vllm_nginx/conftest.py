@@ -6,6 +6,7 @@
 from __future__ import annotations
 
 import contextlib
+import hashlib
 import html
 import http.client
 import http.server
@@ -25,13 +26,22 @@ import jinja2
 import pytest
 import yaml
 from ansible.plugins.filter.core import flatten, to_bool
-from ansible_collections.gpuops.vllm.plugins.module_utils import _checks, _nginx
+from ansible_collections.gpuops.vllm.plugins.module_utils import _checks, _clients, _nginx
 
 REPO = Path(__file__).resolve().parents[4]
 ROLE = REPO / "roles/vllm_nginx"
 UNPACKED = REPO / ".build" / "nginx"
 DOMAIN = "llm.example.com"
 KEY = "a-clients-key-0123456789"
+CLIENTS: list[dict[str, Any]] = [
+    {"name": "a", "key": KEY},
+    {"name": "hashed", "key_sha256": hashlib.sha256(b"known-as-a-hash-0123456789").hexdigest()},
+    {"name": "scoped", "key": "for-one-model-0123456789", "models": ["qwen"]},
+    {"name": "rotating", "key": "the-old-one-0123456789", "expires": "2020-01-01T00:00:00Z"},
+    {"name": "rotating", "key": "the-new-one-0123456789", "expires": "2100-01-01T00:00:00+01:00"},
+    {"name": "few", "key": "few-a-minute-0123456789", "requests_per_minute": 3},
+    {"name": "narrow", "key": "two-at-a-time-0123456789", "concurrent_requests": 2},
+]
 ENGINE_KEY = "the-engines-key-0123456789"
 
 
@@ -60,6 +70,9 @@ class Engine:
     def __init__(self, name: str) -> None:
         self.name = name
         self.asked: list[dict[str, Any]] = []
+        #: Cleared, it answers nobody.
+        self.answers = threading.Event()
+        self.answers.set()
         engine = self
 
         class Handler(http.server.BaseHTTPRequestHandler):
@@ -67,6 +80,7 @@ class Engine:
 
             def do_POST(self) -> None:
                 body = self.rfile.read(int(self.headers.get("Content-Length", 0)))
+                engine.answers.wait()
                 asked = {"engine": engine.name, "method": self.command, "path": self.path, "bytes": len(body)}
                 engine.asked.append({**asked, "headers": dict(self.headers), "body": body})
                 answer = json.dumps(asked).encode()
@@ -153,7 +167,8 @@ class Gateway:
         files |= {name: render(f"{name}.j2", **variables) for name in ("vllm.conf", "errors.conf")}
         files["models.js"] = f"export default {json.dumps(_checks.proxy_models(self.instances))};\n"
         files[_nginx.KEY_FILE] = _nginx.key_include(ENGINE_KEY)
-        files[_nginx.CLIENTS_FILE] = _nginx.clients_map(_checks.client_digests([{"name": "a", "key": KEY}]))
+        files[_nginx.CLIENTS_FILE] = _clients.clients_conf(_clients.records(CLIENTS))
+        files["limits.conf"] = _clients.limits_conf(_clients.records(CLIENTS))
         for name, text in files.items():
             fitted = self._here(_nginx.adapt(text, _nginx.parse_build(build, ipv6=False)))
             (tree / name).write_text(fitted.replace(_nginx.TREE, str(tree)).replace(_nginx.DIGEST, "digest"))
@@ -213,9 +228,9 @@ class Gateway:
         finally:
             connection.close()
 
-    def chat(self, body: Any, path: str = "/v1/chat/completions") -> tuple[int, Any]:
+    def chat(self, body: Any, path: str = "/v1/chat/completions", key: str = KEY) -> tuple[int, Any]:
         """Status and JSON of a POST."""
-        status, _headers, answer = self.ask("POST", path, body)
+        status, _headers, answer = self.ask("POST", path, body, key)
         return status, answer
 
     def set_away(self, instance: str, away: bool = True) -> None:

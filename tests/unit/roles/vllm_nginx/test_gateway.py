@@ -6,7 +6,9 @@
 from __future__ import annotations
 
 import json
+import time
 from collections import Counter
+from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
 import pytest
@@ -167,3 +169,62 @@ def test_requests_are_spread(gateway: Any) -> None:
     counted = Counter(gateway.chat({"model": "llama-3"})[1]["engine"] for _ in range(60))
     assert len(counted) == 3
     assert min(counted.values()) > 10
+
+
+# ---- Clients ---------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("key", "client"), [("known-as-a-hash-0123456789", "hashed"), ("the-new-one-0123456789", "rotating")]
+)
+def test_a_key_is_its_clients(gateway: Any, key: str, client: str) -> None:
+    assert gateway.chat({"model": "gpt-4"}, key=key)[0] == 200
+    assert gateway.logged()[-1]["client"] == client
+
+
+def test_a_key_that_has_expired_is_none(gateway: Any) -> None:
+    status, said = gateway.chat({"model": "gpt-4"}, key="the-old-one-0123456789")
+    assert (status, said["error"]["code"]) == (401, "invalid_api_key")
+
+
+def test_a_client_with_a_scope_knows_of_nothing_else(gateway: Any) -> None:
+    key = "for-one-model-0123456789"
+    assert gateway.chat({"model": "org/qwen"}, key=key)[0] == 200
+    for path, body in (
+        ("/v1/chat/completions", {"model": "gpt-4"}),
+        ("/llama/v1/chat/completions", {"model": "gpt-4"}),
+    ):
+        status, said = gateway.chat(body, path, key)
+        assert (status, said["error"]["code"]) == (404, "model_not_found")
+    assert gateway.ask("GET", "/llama/v1/models", key=key)[0] == 404
+    listed = gateway.ask("GET", "/v1/models", key=key)[2]["data"]
+    assert [one["id"] for one in listed] == ["org/qwen"]
+
+
+def test_so_many_a_minute(gateway: Any) -> None:
+    answers = [
+        gateway.ask("POST", "/v1/chat/completions", {"model": "gpt-4"}, "few-a-minute-0123456789") for _ in range(5)
+    ]
+    assert [status for status, _headers, _said in answers] == [200, 200, 200, 429, 429]
+    _status, headers, said = answers[-1]
+    assert (headers["retry-after"], said["error"]["code"]) == ("10", "rate_limit_exceeded")
+    assert gateway.chat({"model": "gpt-4"})[0] == 200
+
+
+def test_so_many_at_a_time(gateway: Any) -> None:
+    def ask() -> int:
+        return int(gateway.chat({"model": "org/qwen"}, key="two-at-a-time-0123456789")[0])
+
+    engine = gateway.engines["qwen-0"]
+    engine.answers.clear()
+    try:
+        with ThreadPoolExecutor() as pool:
+            running = [pool.submit(ask) for _ in range(2)]
+            deadline = time.monotonic() + 10
+            while ask() != 429:
+                assert time.monotonic() < deadline
+            engine.answers.set()
+            assert [one.result() for one in running] == [200, 200]
+    finally:
+        engine.answers.set()
+    assert ask() == 200
