@@ -104,6 +104,12 @@ def main() -> None:
         module.exit_json(
             changed=False, checks=[], skipped=True, msg="not asked in check mode: the endpoint may not be there yet"
         )
+    if not params["api_key"]:
+        module.fail_json(
+            msg="There is no key to ask with: no entry of vllm_api_keys has a key (not only its hash) and neither expires, models nor"
+            " requests_per_minute. Add one, or set vllm_verify_api_key for this run.",
+            checks=[],
+        )
     try:
         context = _verify.trust(params["ca_file"], params["ca_pem"])
     except OSError as error:
