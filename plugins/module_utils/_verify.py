@@ -17,6 +17,8 @@ from functools import partial
 from itertools import pairwise
 from typing import Any
 
+from ansible_collections.gpuops.vllm.plugins.module_utils import _probes
+
 HTTPS_PORT, HTTP_PORT = 443, 80
 #: Events that are closer than this came in together: a reader takes some 0.05 ms for each that lies ready.
 TOGETHER_S = 0.0005
@@ -66,6 +68,11 @@ class Endpoint:
     key: str
     context: ssl.SSLContext
     timeout_s: float
+
+    def connect(self) -> ssl.SSLSocket:
+        """A connection of its own. Raises OSError, also for a certificate that does not verify."""
+        connection = socket.create_connection((self.domain, HTTPS_PORT), self.timeout_s)
+        return self.context.wrap_socket(connection, server_hostname=self.domain)
 
     def open(self, method: str, path: str, key: str | None, body: Any = None) -> http.client.HTTPResponse:
         """Send a request on a connection of its own. Raises OSError, also for a certificate that does not verify."""
@@ -335,6 +342,16 @@ def _check_port(address: str, port: int, timeout_s: float) -> Check:
         return Check(name, True, f"{address}: {error}")
     remedy = "vLLM must listen on 127.0.0.1 only: see 'ss -ltnp' on the host for what listens there, and stop it."
     return Check(name, False, f"{address} answers on port {port}", remedy)
+
+
+def check_probes(answers: Sequence[_probes.Answer]) -> Check:
+    """No request got through that nothing behind the endpoint may see."""
+    through = [f"{answer.probe.name}: {answer.said}" for answer in answers if not answer.refused]
+    remedy = "Only the proxy of this role may be reached under the name: see what answers there, and run site.yml with --tags proxy."
+    detail = f"{len(answers) - len(through)} of {len(answers)} refused" + (
+        f"; not: {'; '.join(through)}" if through else ""
+    )
+    return Check("probes", not through, detail, remedy)
 
 
 def verify(

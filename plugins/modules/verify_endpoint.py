@@ -50,6 +50,10 @@ options:
     type: list
     elements: str
     default: []
+  probes:
+    description: Whether to send requests as well that nothing behind the endpoint may see. Some 100, within a minute; one of them waits for 10 s.
+    type: bool
+    default: false
   timeout_s:
     description: Seconds to wait for a connection, and for each piece of an answer.
     type: int
@@ -72,13 +76,18 @@ checks:
   returned: always
   type: list
   elements: dict
+probes:
+  description: With O(probes), each request that was to be refused, with C(name), C(answer) and C(refused).
+  returned: success and failure
+  type: list
+  elements: dict
 """
 
 import time
 from typing import Any
 
 from ansible.module_utils.basic import AnsibleModule
-from ansible_collections.gpuops.vllm.plugins.module_utils import _verify
+from ansible_collections.gpuops.vllm.plugins.module_utils import _probes, _verify
 
 
 def models_to_ask(models: list[dict[str, Any]]) -> list[_verify.Model]:
@@ -95,6 +104,7 @@ def main() -> None:
             "ca_file": {"type": "path", "default": ""},
             "ca_pem": {"type": "str", "default": ""},
             "addresses": {"type": "list", "elements": "str", "default": []},
+            "probes": {"type": "bool", "default": False},
             "timeout_s": {"type": "int", "default": 120},
         },
         supports_check_mode=True,
@@ -126,7 +136,12 @@ def main() -> None:
         [params["domain"], *params["addresses"]],
         ports,
     )
-    result: dict[str, Any] = {"changed": False, "checks": [check.as_dict() for check in checks]}
+    result: dict[str, Any] = {"changed": False, "checks": [], "probes": []}
+    if params["probes"] and all(check.ok for check in checks):
+        answers = _probes.run(endpoint.connect, endpoint.domain, endpoint.key)
+        checks.append(_verify.check_probes(answers))
+        result["probes"] = [{"name": one.probe.name, "answer": one.said, "refused": one.refused} for one in answers]
+    result["checks"] = [check.as_dict() for check in checks]
     if not all(check.ok for check in checks):
         module.fail_json(msg=_verify.report(checks), **result)
     module.exit_json(msg=f"{len(checks)} checks passed in {time.monotonic() - started:.1f} s", **result)

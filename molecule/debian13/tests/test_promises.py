@@ -45,8 +45,9 @@ def test_a_tag_runs_the_checks_and_its_own_part_alone_and_booleans_may_be_text()
 
 
 def test_verify_runs_by_itself() -> None:
-    said, changed = play(playbook="playbooks/verify.yml")
+    said, changed = play(playbook="playbooks/verify.yml", vllm_verify_probes=True)
     assert changed == 0
+    assert re.search(r"GET /metrics: '404'", said)
     assert "Check certificate, keys, tokens, streams and closed ports" in said
 
 

@@ -132,7 +132,11 @@ def test_records() -> None:
             "requests_per_minute": 60,
             "expires": "2027-01-31T01:00:00+01:00",
         },
-        {"name": "b", "key_sha256": "0" * 64, "expires": datetime.datetime(2027, 1, 31)},  # as YAML makes it of an unquoted one
+        {
+            "name": "b",
+            "key_sha256": "0" * 64,
+            "expires": datetime.datetime(2027, 1, 31),
+        },  # as YAML makes it of an unquoted one
     ]
     moment = 1801353600
     first, second = _clients.records(keys)

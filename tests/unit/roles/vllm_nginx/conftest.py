@@ -70,6 +70,7 @@ class Engine:
     def __init__(self, name: str) -> None:
         self.name = name
         self.asked: list[dict[str, Any]] = []
+        self.arrived = 0
         #: Cleared, it answers nobody.
         self.answers = threading.Event()
         self.answers.set()
@@ -80,6 +81,7 @@ class Engine:
 
             def do_POST(self) -> None:
                 body = self.rfile.read(int(self.headers.get("Content-Length", 0)))
+                engine.arrived += 1
                 engine.answers.wait()
                 asked = {"engine": engine.name, "method": self.command, "path": self.path, "bytes": len(body)}
                 engine.asked.append({**asked, "headers": dict(self.headers), "body": body})

@@ -217,12 +217,15 @@ def test_so_many_at_a_time(gateway: Any) -> None:
 
     engine = gateway.engines["qwen-0"]
     engine.answers.clear()
+    before = engine.arrived
     try:
         with ThreadPoolExecutor() as pool:
             running = [pool.submit(ask) for _ in range(2)]
             deadline = time.monotonic() + 10
-            while ask() != 429:
+            while engine.arrived < before + 2:
                 assert time.monotonic() < deadline
+                time.sleep(0.02)
+            assert ask() == 429
             engine.answers.set()
             assert [one.result() for one in running] == [200, 200]
     finally:
