@@ -49,19 +49,24 @@ function modelOf(text) {
     }
 }
 
-// Whether an instance's launcher says that it takes no requests: it loads, drains or hangs.
-function isAway(replica) {
+function isThere(path) {
     try {
-        fs.accessSync(`/run/vllm/${replica.name}/away`);
+        fs.accessSync(path);
         return true;
     } catch (e) {
         return false;
     }
 }
 
+// Whether an instance takes requests. Its launcher says so: not before it has begun, and not while it loads, drains or hangs.
+function takesRequests(replica) {
+    const folder = `/run/vllm/${replica.name}`;
+    return isThere(`${folder}/state.json`) && !isThere(`${folder}/away`);
+}
+
 // The upstream group with those replicas that take requests; '' where none does. All but one are a group of their own.
 function poolOf(model) {
-    const here = model.replicas.map((replica, index) => index).filter((index) => !isAway(model.replicas[index]));
+    const here = model.replicas.map((replica, index) => index).filter((index) => takesRequests(model.replicas[index]));
     const away = model.replicas.length - here.length;
     if (!away) {
         return `vllm_${model.name}`;
@@ -116,4 +121,13 @@ function list(r) {
     r.return(200, JSON.stringify({ object: 'list', data }));
 }
 
-export default { client, keyDigest, list, modelOf, poolOf, route };
+// For a load balancer in front of this host: whether each model has an instance that takes requests.
+function ready(r) {
+    if (models.every((model) => model.replicas.some(takesRequests))) {
+        r.return(200, '');
+    } else {
+        r.return(503);
+    }
+}
+
+export default { client, keyDigest, list, modelOf, poolOf, ready, route };

@@ -131,6 +131,7 @@ class Gateway:
         self.http_port, self.https_port, self.status_port = free_port(), free_port(), free_port()
         for instance in self.instances:
             (root / "run" / instance["name"]).mkdir(parents=True)
+            (root / "run" / instance["name"] / "state.json").touch()
         self._write()
         self._nginx = [str(nginx()), "-p", str(root), "-c", str(root / "nginx.conf"), "-e", str(root / "error.log")]
         self._process = subprocess.Popen([*self._nginx, "-g", "daemon off;"], stderr=subprocess.PIPE, text=True)
@@ -226,7 +227,7 @@ class Gateway:
             connection.request(method, path, body if isinstance(body, bytes | None) else json.dumps(body), sent)
             answer = connection.getresponse()
             text = answer.read()
-            return answer.status, {name.lower(): value for name, value in answer.getheaders()}, json.loads(text)
+            return answer.status, {name.lower(): value for name, value in answer.getheaders()}, json.loads(text or "null")
         finally:
             connection.close()
 

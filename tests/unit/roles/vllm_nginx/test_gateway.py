@@ -141,14 +141,28 @@ def test_a_replica_that_is_away_gets_nothing(gateway: Any) -> None:
         assert served_by(gateway) == {"llama-0", "llama-2"}
         gateway.set_away("llama-0")
         assert served_by(gateway) == {"llama-2"}
+        assert gateway.ask("GET", "/ready", key=None)[0] == 200
         gateway.set_away("llama-2")
         status, headers, said = gateway.ask("POST", "/v1/chat/completions", {"model": "gpt-4"})
         assert (status, headers["retry-after"], said["error"]["code"]) == (503, "10", "service_unavailable")
+        assert gateway.ask("GET", "/ready", key=None)[0] == 503
         assert gateway.chat({"model": "org/qwen"})[0] == 200
     finally:
         for name in names:
             gateway.set_away(name, away=False)
     assert served_by(gateway) == set(names)
+
+
+def test_one_that_has_not_begun_gets_nothing(gateway: Any) -> None:
+    state = gateway.root / "run" / "qwen-0" / "state.json"
+    state.unlink()
+    try:
+        assert gateway.chat({"model": "org/qwen"})[0] == 503
+        assert gateway.ask("GET", "/ready", key=None)[0] == 503
+    finally:
+        state.touch()
+    status, headers, said = gateway.ask("GET", "/ready", key=None)
+    assert (status, said, headers["content-length"]) == (200, None, "0")
 
 
 def test_the_log_says_who_asked_for_which_model(gateway: Any) -> None:
