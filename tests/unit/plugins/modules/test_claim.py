@@ -189,6 +189,17 @@ def go_away() -> NoReturn:
     raise KeyError
 
 
+def roles_of(play: dict[str, Any]) -> list[tuple[str, list[str]]]:
+    """The roles that a play runs as a whole, also by a task or in a block, with their tags."""
+    found = [(role["role"], role["tags"]) for role in play.get("roles", [])]
+    for task in play.get("tasks", []):
+        for part in [task, *task.get("block", [])]:
+            role = part.get("ansible.builtin.import_role", {"tasks_from": ""})
+            if "tasks_from" not in role:
+                found.append((role["name"], task.get("tags", [])))
+    return found
+
+
 def test_site_hands_the_claim_to_all_that_take_one() -> None:
     """A role whose module takes a claim runs in a play that hands it on, and its tag makes the claim."""
     group = yaml.safe_load((REPO / "meta/runtime.yml").read_text())["action_groups"]["claimed"]
@@ -197,10 +208,10 @@ def test_site_hands_the_claim_to_all_that_take_one() -> None:
     (claiming,) = [(play, task) for play in plays for task in play.get("pre_tasks", []) if "gpuops.vllm.claim" in task]
     found = set()
     for play in plays:
-        for role in play.get("roles", []):
-            tasks = (REPO / "roles" / role["role"].rpartition(".")[2] / "tasks").glob("*.yml")
+        for role, tags in roles_of(play):
+            tasks = (REPO / "roles" / role.rpartition(".")[2] / "tasks").glob("*.yml")
             if any(f"gpuops.vllm.{module}:" in file.read_text() for file in tasks for module in group):
-                found |= set(role["tags"])
+                found |= set(tags)
                 assert play["module_defaults"] == claiming[0]["module_defaults"]
                 assert plays.index(claiming[0]) <= plays.index(play)
     assert claiming[1]["tags"] == ["always"]
