@@ -25,7 +25,7 @@ class Part:
 PARTS = {
     "kill -9 of the engine": Part("Restart=no", service="Restart=no\n"),
     "kill -9 of the main process": Part("KillMode=process", service="KillMode=process\n"),
-    "idle": Part("no request counts as no progress", launcher={"if engine.running == 0:": "if False:"}),
+    "idle": Part("no request counts as no progress", launcher={"if engine.running + engine.waiting == 0:": "if False:"}),
     "busy, with a slow /health": Part(
         "/health must answer within 2 s",
         launcher={'healthy = self._get("/health")[0] == 200': 'healthy = self._client.request("/health", 2.0)[0] == 200'},

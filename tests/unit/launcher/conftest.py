@@ -74,6 +74,7 @@ class Rig:
         self.name = "demo-0"
         self.output_file = root / "output"
         self.messages: list[str] = []
+        self.pace: dict[str, float] = dict(FAST)
         self._process: subprocess.Popen[bytes] | None = None
         self._socket = socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM)
         self._socket.bind(str(root / "notify"))
@@ -151,7 +152,7 @@ class Rig:
         command = [sys.executable, "-c", RUN, str(LAUNCHER), str(self.root), json.dumps(args or ["demo-0"])]
         with self.output_file.open("wb") as output:
             self._process = subprocess.Popen(
-                [*command, json.dumps(FAST)],
+                [*command, json.dumps(self.pace)],
                 env={key: value for key, value in env.items() if value},
                 stdin=subprocess.DEVNULL,
                 stdout=output if stdout is None else stdout,

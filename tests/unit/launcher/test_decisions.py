@@ -39,32 +39,77 @@ def test_incomplete_metrics_say_nothing(launcher: ModuleType, text: str) -> None
 @pytest.mark.parametrize(
     ("looks", "verdict"),
     [
-        pytest.param([(0, True, 0, 0), (500, True, 0, 0)], "", id="idle for long"),
-        pytest.param([(0, True, 1, 5), (100, True, 1, 5)], "", id="slow, within the limit"),
-        pytest.param([(0, True, 1, 5), (100, True, 1, 6), (200, True, 1, 7)], "", id="busy and moving"),
+        pytest.param([(0, True, 0, 0, 0), (500, True, 0, 0, 0)], "", id="idle for long"),
+        pytest.param([(0, True, 1, 0, 5), (100, True, 1, 0, 5)], "", id="slow, within the limit"),
+        pytest.param([(0, True, 1, 0, 5), (100, True, 1, 0, 6), (200, True, 1, 0, 7)], "", id="busy and moving"),
         pytest.param(
-            [(0, True, 1, 5), (130, True, 1, 5)], "no token for 130 s with 1 requests running", id="hung with a request"
+            [(0, True, 1, 0, 5), (130, True, 1, 0, 5)],
+            "no token for 130 s with 1 requests running, 0 waiting",
+            id="hung with a request",
         ),
         pytest.param(
-            [(0, True, 0, 5), (500, True, 3, 5), (600, True, 3, 5)], "", id="the clock starts with the request"
+            [(0, True, 0, 2, 5), (130, True, 0, 2, 5)],
+            "no token for 130 s with 0 requests running, 2 waiting",
+            id="hung before a request runs",
         ),
-        pytest.param([(0, True, 1, 5), (130, True, 1, 5), (131, True, 1, 6)], "", id="alive again"),
-        pytest.param([(0, False, 0, 0)], "/health does not answer", id="no answer"),
+        pytest.param(
+            [(0, True, 0, 0, 5), (500, True, 3, 0, 5), (600, True, 3, 0, 5)], "", id="the clock starts with the request"
+        ),
+        pytest.param([(0, True, 1, 0, 5), (130, True, 1, 0, 5), (131, True, 1, 0, 6)], "", id="alive again"),
+        pytest.param([(0, False, 0, 0, 0)], "/health does not answer", id="no answer"),
     ],
 )
-def test_watchdog(launcher: ModuleType, looks: list[tuple[float, bool, int, int]], verdict: str) -> None:
+def test_watchdog(launcher: ModuleType, looks: list[tuple[float, bool, int, int, int]], verdict: str) -> None:
     progress = launcher.Progress()
-    for now, healthy, running, steps in looks:
-        sample = launcher.Sample(healthy, {"0": launcher.Engine(running, 0, steps)} if healthy else {})
+    for now, healthy, running, waiting, steps in looks:
+        sample = launcher.Sample(healthy, {"0": launcher.Engine(running, waiting, steps)} if healthy else {})
         said = progress.verdict(sample, now, 120)
     assert said == verdict
+
+
+@pytest.mark.parametrize(
+    ("unanswered_s", "verdict"), [(119, ""), (121, "no token for 121 s, though the watchdog asked for one")]
+)
+def test_a_token_of_our_own_that_does_not_come(launcher: ModuleType, unanswered_s: float, verdict: str) -> None:
+    sample = launcher.Sample(True, {"0": launcher.Engine(0, 0, 9)}, unanswered_s)
+    assert launcher.Progress().verdict(sample, 1000, 120) == verdict
+
+
+IDLE, MOVED, RUNNING, WAITING = (0, 0, 5), (0, 0, 6), (1, 0, 5), (0, 1, 5)
+
+
+@pytest.mark.parametrize(
+    ("looks", "asks", "still_s"),
+    [
+        pytest.param([(100, [IDLE]), (219, [IDLE])], [False, False], 119, id="not yet"),
+        pytest.param([(100, [IDLE]), (220, [IDLE])], [False, True], 0, id="idle for long"),
+        pytest.param([(100, [IDLE]), (200, [MOVED]), (300, [MOVED])], [False] * 3, 100, id="a request meanwhile"),
+        pytest.param([(100, [IDLE]), (300, [RUNNING])], [False, False], 200, id="a request runs"),
+        pytest.param([(100, [IDLE]), (300, [WAITING])], [False, False], 200, id="a request waits"),
+        pytest.param([(100, [IDLE, IDLE]), (300, [IDLE, RUNNING])], [False, False], 200, id="one core of two is busy"),
+        pytest.param([(100, [IDLE]), (300, [])], [False, False], 200, id="without metrics"),
+        pytest.param([(100, [IDLE]), (230, []), (240, [IDLE])], [False, False, True], 0, id="metrics fail once"),
+        pytest.param([(100, [IDLE]), (220, [IDLE]), (400, [IDLE])], [False, True, False], 180, id="asked, unanswered"),
+        pytest.param([(100, [IDLE]), (220, [IDLE]), (300, [MOVED])], [False, True, False], 0, id="asked, others move"),
+    ],
+)
+def test_when_a_token_of_our_own_is_asked_for(
+    launcher: ModuleType, looks: list[tuple[float, list[tuple[int, int, int]]]], asks: list[bool], still_s: float
+) -> None:
+    stillness = launcher.Stillness()
+    said: list[bool] = []
+    for now, cores in looks:
+        engines = {str(index): launcher.Engine(*core) for index, core in enumerate(cores)}
+        said.append(stillness.ask(engines, now, any(said), 120))
+    assert said == asks
+    assert stillness.still_s(now) == still_s
 
 
 def test_one_stalled_engine_of_two_is_seen(launcher: ModuleType) -> None:
     progress, engine = launcher.Progress(), launcher.Engine
     for now in (0, 60, 130):
         said = progress.verdict(launcher.Sample(True, {"0": engine(1, 0, now), "1": engine(2, 0, 9)}), now, 120)
-    assert said == "no token for 130 s with 2 requests running"
+    assert said == "no token for 130 s with 2 requests running, 0 waiting"
 
 
 def test_without_metrics_health_alone_counts(launcher: ModuleType) -> None:

@@ -40,11 +40,26 @@ def engine_pid(rig: Rig) -> int:
     return pid
 
 
+def core_pid(rig: Rig) -> int:
+    """The process of the engine that makes the tokens."""
+    children = Path(f"/proc/{engine_pid(rig)}/task/{engine_pid(rig)}/children").read_text().split()
+    (core,) = [
+        child for child in children if Path(f"/proc/{child}/cmdline").read_bytes().startswith(b"VLLM::EngineCore")
+    ]
+    return int(core)
+
+
+def asked(rig: Rig) -> int:
+    """How many tokens the engine was asked for."""
+    return rig.output().count('"POST /v1/completions')
+
+
 @pytest.fixture
 def stopped_on_exit(rig: Rig) -> Iterator[None]:
     """Let a stopped engine go on, so that it can be ended."""
     yield
-    os.kill(engine_pid(rig), signal.SIGCONT)
+    for pid in (engine_pid(rig), core_pid(rig)):
+        os.kill(pid, signal.SIGCONT)
 
 
 def test_a_whole_life(rig: Rig) -> None:
@@ -189,6 +204,49 @@ def test_a_stopped_server_loses_the_watchdog_until_it_goes_on(rig: Rig) -> None:
     os.kill(engine_pid(rig), signal.SIGCONT)
     rig.wait_for("WATCHDOG=1")
     assert rig.state()["state"] == "serving"
+
+
+@pytest.mark.usefixtures("stopped_on_exit")
+def test_a_hang_that_begins_while_nobody_asks_is_noticed(rig: Rig) -> None:
+    rig.pace["idle_probe_s"] = 0.3
+    rig.start()
+    rig.wait_for("READY=1")
+    rig.wait_for("WATCHDOG=1")
+    os.kill(core_pid(rig), signal.SIGSTOP)
+    rig.wait_for("STATUS=not alive: no token for 0 s, though the watchdog asked for one")
+    rig.wait_until(lambda: rig.state()["state"] == "failed")
+    # Longer than one try waits for its answer, and than the pause until the next.
+    assert rig.silent_for("WATCHDOG=1", 1.5)
+    os.kill(core_pid(rig), signal.SIGCONT)
+    rig.wait_for("WATCHDOG=1")
+    assert rig.state()["message"] == "watchdog: alive again"
+
+
+def test_an_idle_engine_is_asked_again_and_again_and_stays(rig: Rig) -> None:
+    rig.pace["idle_probe_s"] = 0.3
+    rig.start()
+    rig.wait_for("READY=1")
+    rig.wait_until(lambda: asked(rig) > 4)
+    rig.wait_for("WATCHDOG=1")
+    assert rig.state()["message"].startswith("first token by POST ")
+    assert not any("not alive" in message for message in rig.heard())
+
+
+def test_a_busy_engine_and_one_that_drains_are_not_asked(rig: Rig) -> None:
+    rig.pace["idle_probe_s"] = 0.3
+    rig.write(engine={"max-num-seqs": 1}, stall_timeout_s=5, drain_notice_s=1)
+    rig.start(FAKE_ENGINE_TOKEN_S="0.5", FAKE_ENGINE_ANSWER="a b c")
+    rig.wait_for("READY=1")
+    with post(rig, stream=True, max_tokens=50) as response:
+        assert b"[DONE]" in response.read()
+        # A token of our own would have waited behind the request.
+        assert any("1 running, 0 waiting" in message for message in rig.heard())
+        assert not any("1 waiting" in message for message in rig.heard())
+    rig.process.terminate()
+    rig.wait_for("STOPPING=1")
+    before = asked(rig)
+    assert rig.ended() == 0
+    assert asked(rig) == before
 
 
 def test_a_stuck_load_asks_for_no_more_time_and_is_ended(rig: Rig) -> None:
