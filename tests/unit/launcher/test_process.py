@@ -339,13 +339,16 @@ def test_term_while_it_waits_for_its_turn(rig: Rig) -> None:
 
 
 def test_a_turn_that_never_comes_is_not_waited_for_for_ever(rig: Rig) -> None:
-    rig.write(gpus=[0], start_limit_s=1)
-    lock = rig.root / "run" / "loading" / "gpu-0.lock"
+    rig.write(gpus=[0, 3], start_limit_s=1)
+    rig.pace["hint_s"] = 0.5
+    lock = rig.root / "run" / "loading" / "gpu-3.lock"
     lock.parent.mkdir(parents=True)
     with lock.open("w") as file:
         fcntl.flock(file, fcntl.LOCK_EX)
         rig.start()
-        rig.wait_for("STATUS=failed: waiting for 1 s: another instance loads on the same GPU")
+        assert "fuser" not in rig.wait_for("STATUS=waiting for 0 s: another instance loads on the same GPU")
+        rig.wait_for(f"STATUS=waiting for 1 s: .*; to see which: fuser -v {lock}\n")
+        rig.wait_for("STATUS=failed: waiting for 1 s: another instance loads on the same GPU; to see which: fuser -v ")
         assert rig.ended() == 1
     assert rig.state()["state"] == "failed"
 
