@@ -571,7 +571,9 @@ class Converge:
             one.move = "loading"
             if not one.back:
                 one.verdict = "loading"
-        if self.show(TARGET)["ActiveState"] not in ("active", "activating"):
+        target = self.show(TARGET)
+        # Queued until every instance has loaded: a start of it would be one of each instance that has failed as well.
+        if target["ActiveState"] not in ("active", "activating") and target["Job"] in ("", "0"):
             self.actions.append(f"start {TARGET}")
             self.systemctl("start", "--no-block", TARGET)
 

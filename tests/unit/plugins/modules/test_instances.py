@@ -51,11 +51,14 @@ class FakeHost:
         if verb == "show":
             unit = rest[-1]
             enabled = "enabled" if unit in self.enabled else "disabled"
+            if self.active.get(unit) == "queued" and "activating" not in self.active.values():
+                self.active[unit] = "active"
             state = self.active.get(unit, "inactive")
             return (
                 0,
-                f"ActiveState={state}\nNRestarts={self.restarts}\nStatusText=\nNeedDaemonReload=no\nUnitFileState={enabled}\n"
-                f"InvocationID={f'start{self.starts[unit]}' if unit in self.starts else ''}\nJob=\n",
+                f"ActiveState={'inactive' if state == 'queued' else state}\nNRestarts={self.restarts}\nStatusText=\nNeedDaemonReload=no\nUnitFileState={enabled}\n"
+                f"InvocationID={f'start{self.starts[unit]}' if unit in self.starts else ''}\n"
+                f"Job={'7' if state == 'queued' else ''}\n",
                 "",
             )
         self.calls.append(" ".join([verb, *rest]))
@@ -70,7 +73,8 @@ class FakeHost:
                 self.active[unit] = "activating"
                 self.starts[unit] = self.starts.get(unit, 0) + 1
             elif verb == "start":
-                self.active[unit] = "active"
+                # The target, which is ordered after its instances.
+                self.active[unit] = "queued"
             elif verb == "stop":
                 self.active[unit] = "inactive"
         return 0, "", ""
@@ -315,6 +319,16 @@ def test_a_second_run_does_nothing(host: FakeHost) -> None:
     assert (result["changed"], result["actions"], host.calls) == (False, [], [])
     assert result["verdicts"] == {"a-0": "serving"}
     assert "pending" not in result
+
+
+def test_a_target_that_waits_for_its_instances_is_not_started_again(host: FakeHost) -> None:
+    """Each start of it would start anew what it wants and what has failed."""
+    waiting = host.run("a-0")["poll_args"]
+    host.record("a-0", "loading")
+    assert host.run("a-0", **waiting)["actions"] == []
+    # Another run meanwhile, as on a host that boots.
+    assert host.run("a-0")["changed"] is False
+    assert host.calls.count("start vllm.target") == 1
 
 
 def test_a_play_killed_before_the_restart_is_cured(host: FakeHost) -> None:
