@@ -141,6 +141,8 @@ ENGINE = Path("/opt/vllm/current")
 TARGET = "vllm.target"
 PROPERTIES = ("ActiveState", "NRestarts", "StatusText", "NeedDaemonReload", "UnitFileState", "InvocationID", "Job")
 JOURNAL_LINES = 12
+#: What an entry of instances.json says of the weights.
+WEIGHTS = ("model", "revision", "commit", "path")
 #: Characters of the engine's words that are kept.
 WORDS = 4000
 
@@ -465,7 +467,9 @@ class Converge:
             staged = one.needs_consent and one.observed.up and not one.back
             if staged:
                 self.write_files(name, one.wanted.files)
-                entries.append(self.entries.get(name, one.wanted.entry))
+                # Port and names are the same. The weights are those of the next start, and so those that the next plan goes on with.
+                weights = {key: one.wanted.entry[key] for key in WEIGHTS if key in one.wanted.entry}
+                entries.append(self.entries.get(name, one.wanted.entry) | weights)
             elif one.back or not waits or (self.check and one.move != "held"):
                 self.write_files(name, one.goal.files)
                 entries.append(one.goal.entry)

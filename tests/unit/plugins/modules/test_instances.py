@@ -391,6 +391,48 @@ def test_without_consent_the_proxy_is_not_sent_elsewhere(host: FakeHost, key: st
     assert (host.root / "etc/instances/a-0/engine.yaml").read_text() == before
 
 
+def of_commit(digit: str, **changed: Any) -> dict[str, Any]:
+    commit = digit * 40
+    return instance(
+        "a-0", model="org/m", revision=None, commit=commit, path=f"/weights/snapshots/{commit}", gpus=[0], **changed
+    )
+
+
+def assigned(host: FakeHost) -> dict[str, Any]:
+    (found,) = json.loads((host.root / "etc/instances.json").read_text())["instances"]
+    return dict(found)
+
+
+@pytest.fixture
+def staged_weights(host: FakeHost, monkeypatch: pytest.MonkeyPatch) -> list[dict[str, Any]]:
+    """What vllm_weights_update has brought, without consent to restart."""
+    monkeypatch.setattr(module_under_test._weights, "is_whole", lambda *_: True)
+    host.play(instances=[of_commit("1")])
+    wanted = [of_commit("2", env={"A": "2"}) | {"gpus": [1]}]
+    for _run in range(2):
+        assert host.run(instances=wanted, allow_restart=False)["restart_pending"] == ["a-0"]
+    return wanted
+
+
+def test_weights_that_are_staged_are_what_the_next_plan_wants(
+    host: FakeHost, staged_weights: list[dict[str, Any]]
+) -> None:
+    """Else it would want those of before again, and the update would be gone without a word."""
+    found = assigned(host)
+    assert [found[key] for key in ("commit", "path")] == [staged_weights[0][key] for key in ("commit", "path")]
+    # What the engine that is up has.
+    assert found["gpus"] == [0]
+    assert host.play(instances=staged_weights)["actions"] == ["restart a-0"]
+
+
+def test_from_staged_weights_it_goes_back_to_those_that_served(
+    host: FakeHost, staged_weights: list[dict[str, Any]]
+) -> None:
+    host.bad = ["2" * 40]
+    assert "serves again" in host.play(instances=staged_weights)["msg"]
+    assert (assigned(host)["commit"], assigned(host)["gpus"]) == ("1" * 40, [0])
+
+
 def test_an_engine_that_claims_to_serve_what_is_staged_is_not_believed(host: FakeHost) -> None:
     """Its account writes the record, and can read the digest that is staged."""
     host.play("a-0")
