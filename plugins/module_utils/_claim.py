@@ -43,7 +43,7 @@ def objection(claim: str) -> str:
     if not claim:
         return ""
     try:
-        held = json.loads(read_text(CLAIM) or "{}")
+        held = json.loads((read_text(CLAIM) or "{}").encode())
         if held.get("id", claim) == claim:
             return ""
         since = time.strftime("%H:%M:%S UTC", time.gmtime(int(held["since"])))

@@ -79,7 +79,7 @@ def digest(parts: Mapping[str, str]) -> str:
     total = hashlib.sha256()
     for name, content in sorted(parts.items()):
         for field in (name, content):
-            data = field.encode()
+            data = field.encode(errors="surrogateescape")
             total.update(len(data).to_bytes(8, "big") + data)
     return total.hexdigest()
 
@@ -240,7 +240,8 @@ def scrubbed(text: str, secrets: Iterable[str]) -> str:
 def parse_json(text: str) -> dict[str, Any]:
     """Return a JSON object, or an empty one for whatever else the text holds."""
     try:
-        found = json.loads(text)
+        # Encoded, since surrogates would be taken: bytes that are no text.
+        found = json.loads(text.encode())
     except (ValueError, RecursionError):
         return {}
     return found if isinstance(found, dict) else {}

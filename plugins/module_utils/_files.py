@@ -14,12 +14,20 @@ from pathlib import Path
 
 
 def read_text(path: Path) -> str | None:
-    """Return the file's text, or None where there is no file."""
+    """Return the file's text, or None where there is no file.
+
+    Bytes that are no UTF-8 become surrogates, which `write_atomic` makes these bytes again and ``encode()`` refuses.
+    """
     try:
         # As it is: by default a carriage return would read as a line break.
-        return path.read_bytes().decode()
+        return path.read_bytes().decode(errors="surrogateescape")
     except FileNotFoundError:
         return None
+
+
+def shown(text: str) -> str:
+    """Return a text of `read_text` as a message or a diff can carry it."""
+    return text.encode(errors="surrogateescape").decode(errors="replace")
 
 
 def read_untrusted(path: Path, limit: int = 65536) -> str:
@@ -55,7 +63,7 @@ def write_atomic(path: Path, content: str, mode: int) -> None:
     remove_left_behind(path.parent, path.name)
     descriptor, temporary = tempfile.mkstemp(prefix=f".{path.name}.{os.getpid()}.", dir=path.parent)
     try:
-        with os.fdopen(descriptor, "w", encoding="utf-8") as stream:
+        with os.fdopen(descriptor, "w", encoding="utf-8", errors="surrogateescape") as stream:
             stream.write(content)
             stream.flush()
             os.fchmod(stream.fileno(), mode)

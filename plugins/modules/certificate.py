@@ -136,7 +136,7 @@ class Certificate:
             rc, out, err = self.module.run_command(command)
             if rc == 0:
                 return
-            errors = _certificate.authority_errors(_files.read_text(LOG) or "") if attempts > 1 else []
+            errors = _certificate.authority_errors(_files.shown(_files.read_text(LOG) or "")) if attempts > 1 else []
             if attempt == attempts or "badNonce" not in " ".join([out, err, *errors]):
                 lines = [line for line in (out + err).splitlines() if line.strip()]
                 said = "\n".join(f"  {line}" for line in [*lines[-15:], *errors])

@@ -97,7 +97,7 @@ SYSFS = Path("/sys")
 def assigned_instances(file: Path) -> list[dict[str, Any]]:
     """Return the instances that the last run wrote down. Raises ValueError and the like where it was not this collection."""
     text = read_text(file)
-    found: list[dict[str, Any]] = json.loads(text)["instances"] if text else []
+    found: list[dict[str, Any]] = json.loads(text.encode())["instances"] if text else []
     if not isinstance(found, list) or not all(map(_is_instance, found)):
         raise TypeError
     return found

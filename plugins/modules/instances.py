@@ -129,7 +129,7 @@ from ansible_collections.gpuops.vllm.plugins.module_utils import (
     _systemd,
     _weights,
 )
-from ansible_collections.gpuops.vllm.plugins.module_utils._files import read_text, read_untrusted, write_atomic
+from ansible_collections.gpuops.vllm.plugins.module_utils._files import read_text, read_untrusted, shown, write_atomic
 
 UNITS = Path("/etc/systemd/system")
 ETC = Path("/etc/vllm")
@@ -443,7 +443,7 @@ class Converge:
         self.actions.append(f"write {path}")
         if show:
             self.diff.append(
-                {"before_header": str(path), "after_header": str(path), "before": before or "", "after": content}
+                {"before_header": str(path), "after_header": str(path), "before": shown(before or ""), "after": content}
             )
         if not self.check:
             write_atomic(path, content, mode)

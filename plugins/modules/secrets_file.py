@@ -57,7 +57,7 @@ from pathlib import Path
 
 from ansible.module_utils.basic import AnsibleModule
 from ansible_collections.gpuops.vllm.plugins.module_utils import _claim, _envfile, _secrets
-from ansible_collections.gpuops.vllm.plugins.module_utils._files import read_text, write_atomic
+from ansible_collections.gpuops.vllm.plugins.module_utils._files import read_text, shown, write_atomic
 
 MODE = 0o600
 
@@ -107,7 +107,7 @@ def keep(module: AnsibleModule) -> None:
     current = _secrets.parse(text)
     wanted = _secrets.wanted(current, {"HF_TOKEN": module.params["hf_token"]})
     repaired = attribute_changes(path)
-    if current != wanted:
+    if current != wanted or shown(text) != text:
         repaired.append("content")
     if repaired and not module.check_mode:
         # A new file of root's: a wrong owner or mode goes with the old one.

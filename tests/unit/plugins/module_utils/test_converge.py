@@ -239,3 +239,10 @@ def test_a_failure_says_what_serves_and_the_way_out(
 
 def test_a_secret_that_holds_another_one_is_no_hint() -> None:
     assert scrubbed("hf_longer hf_long", ["hf_long", "", "hf_longer"]) == "*** ***"
+
+
+def test_a_file_that_is_no_text_is_no_record() -> None:
+    record = Failed("d", "2026-11-26 06:00:00 UTC", "caf\u00e9")
+    assert parse_failed(dump(record)) == record
+    assert parse_failed('{"digest": "d", "at": "", "why": "caf\udce9"}') is None
+    assert digest({"drop-ins": "caf\udce9"}) != digest({"drop-ins": "caf\u00e9"})

@@ -64,3 +64,13 @@ def test_what_was_written_reads_back_as_it_was(tmp_path: Path) -> None:
     content = "a\rb\r\nc\u2028\n"
     _files.write_atomic(tmp_path / "x", content, 0o600)
     assert _files.read_text(tmp_path / "x") == content
+
+
+def test_bytes_that_are_no_text_read_back_as_they_were(tmp_path: Path) -> None:
+    content = b"# caf\xe9\n"
+    (tmp_path / "x").write_bytes(content)
+    text = _files.read_text(tmp_path / "x")
+    assert text is not None
+    _files.write_atomic(tmp_path / "y", text, 0o600)
+    assert (tmp_path / "y").read_bytes() == content
+    assert _files.shown(text) == "# caf\ufffd\n"

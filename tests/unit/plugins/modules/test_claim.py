@@ -129,9 +129,12 @@ def test_check_mode_claims_nothing(monkeypatch: pytest.MonkeyPatch, paths: Path)
     assert list(paths.iterdir()) == []
 
 
-@pytest.mark.parametrize("text", ["[]", "{", '{"id": "x"}', '{"id": "x", "since": "soon", "who": "a"}'])
+@pytest.mark.parametrize(
+    "text",
+    ["[]", "{", '{"id": "x"}', '{"id": "x", "since": "soon", "who": "a"}', '{"id": "x", "since": 1, "who": "caf\udce9"}'],
+)
 def test_a_claim_that_is_none_is_not_guessed_at(text: str, paths: Path) -> None:
-    (paths / "claim.json").write_text(text)
+    (paths / "claim.json").write_bytes(text.encode(errors="surrogateescape"))
     assert _claim.objection("mine") == f"{paths}/claim.json is not what this collection wrote. Remove it and run again."
     assert _claim.objection("") == ""
 

@@ -362,6 +362,32 @@ def test_whatever_makes_the_instance_what_it_is_restarts_it(host: FakeHost, chan
     assert "restart a-0" in host.run("a-0")["actions"]
 
 
+@pytest.mark.parametrize(
+    ("file", "restarts"),
+    [
+        ("units/vllm@.service.d/own.conf", True),
+        ("units/vllm@.service", False),
+        ("etc/secrets", False),
+        ("etc/instances.json", False),
+        ("etc/instances/a-0/engine.yaml", False),
+        ("state/a-0/served.json", False),
+        ("state/a-0/failed.json", False),
+        ("run/a-0/state.json", True),
+    ],
+)
+def test_a_byte_that_is_no_text_ends_no_run(host: FakeHost, file: str, restarts: bool) -> None:
+    """What is ours is mended; what is the operator's counts as it is."""
+    host.play("a-0")
+    path = host.root / file
+    path.parent.mkdir(exist_ok=True)
+    before = path.read_bytes() if path.exists() else b""
+    path.write_bytes(before.replace(b"serving", b"s\xe9rving") + b"# caf\xe9\n")
+    result = host.play("a-0")
+    assert (result.get("failed"), "restart a-0" in result["actions"]) == (None, restarts)
+    json.dumps(result, ensure_ascii=False).encode()
+    assert host.play("a-0")["changed"] is False
+
+
 def test_a_new_hub_token_restarts_nothing(host: FakeHost) -> None:
     serve(host, "a-0")
     secrets = host.root / "etc/secrets"

@@ -1,0 +1,55 @@
+# Copyright (c) 2026 The gpuops.vllm authors
+# GNU General Public License v3.0+ (see LICENSE or https://www.gnu.org/licenses/gpl-3.0.txt)
+# SPDX-License-Identifier: GPL-3.0-or-later
+"""The module `secrets_file` on a file of its own."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any, NoReturn
+
+import pytest
+from ansible_collections.gpuops.vllm.plugins.modules import secrets_file
+
+KEY = "k" * 43
+
+
+class EndedError(Exception):
+    def __init__(self, result: dict[str, Any]) -> None:
+        super().__init__(result.get("msg", ""))
+        self.result = result
+
+
+class FakeModule:
+    check_mode = False
+
+    def __init__(self, path: Path, token: str = "") -> None:
+        self.params = {"path": str(path), "hf_token": token}
+
+    def exit_json(self, **result: Any) -> NoReturn:
+        raise EndedError(result)
+
+    def fail_json(self, **result: Any) -> NoReturn:
+        raise EndedError({"failed": True, **result})
+
+
+def keep(path: Path) -> dict[str, Any]:
+    with pytest.raises(EndedError) as ended:
+        secrets_file.keep(FakeModule(path))  # type: ignore[arg-type]
+    return ended.value.result
+
+
+@pytest.fixture
+def secrets(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    # Whoever runs the tests stands in for root.
+    monkeypatch.setattr(secrets_file, "attribute_changes", lambda _path: [])
+    return tmp_path / "secrets"
+
+
+@pytest.mark.parametrize("stray", [b"# caf\xe9\n", b"CAF\xe9=1\n", b"HF_TOKEN=hf_\xe9\n"])
+def test_what_systemd_might_not_read_is_written_anew_with_the_same_key(secrets: Path, stray: bytes) -> None:
+    """systemd takes nothing of a file with an assignment that is no UTF-8."""
+    secrets.write_bytes(stray + f'VLLM_API_KEY="{KEY}"\n'.encode())
+    assert keep(secrets) == {"changed": True, "repaired": ["content"]}
+    assert secrets.read_text() == f'VLLM_API_KEY="{KEY}"\n'
+    assert keep(secrets) == {"changed": False, "repaired": []}
