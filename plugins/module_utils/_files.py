@@ -45,6 +45,16 @@ def read_untrusted(path: Path, limit: int = 65536) -> str:
         os.close(descriptor)
 
 
+def disk_trouble(error: OSError) -> str:
+    """Say which file the disk did not take or give, why, and what to do."""
+    path = str(error.filename or "a file")
+    place = Path(path).parent
+    return (
+        f"{path}: {error.strerror or error}. Is there room, and is the file system writable? df -h {place}; df -i {place}; findmnt --target {place}, "
+        "on the host. When the cause is gone, run the play again: it takes up what is left."
+    )
+
+
 def remove_left_behind(folder: Path, name: str) -> None:
     """Remove temporary files ``.NAME.PID`` and ``.NAME.PID.ANYTHING`` whose process was killed before it could rename them."""
     pattern = re.compile(rf"\.{re.escape(name)}\.([0-9]+)(\..*)?")
@@ -57,8 +67,16 @@ def remove_left_behind(folder: Path, name: str) -> None:
 def write_atomic(path: Path, content: str, mode: int) -> None:
     """Replace ``path`` by ``content`` with ``mode``; a crash at any moment leaves the old file whole.
 
-    The temporary file of a writer that was killed goes with the next write.
+    The temporary file of a writer that was killed goes with the next write. Raises OSError, which names ``path``.
     """
+    try:
+        _write_atomic(path, content, mode)
+    except OSError as error:
+        # A full disk names no file, and the name of a temporary one helps nobody.
+        raise OSError(error.errno, error.strerror or str(error), str(path)) from error
+
+
+def _write_atomic(path: Path, content: str, mode: int) -> None:
     path.parent.mkdir(parents=True, exist_ok=True)
     remove_left_behind(path.parent, path.name)
     descriptor, temporary = tempfile.mkstemp(prefix=f".{path.name}.{os.getpid()}.", dir=path.parent)

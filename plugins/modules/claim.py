@@ -66,6 +66,7 @@ import os
 
 from ansible.module_utils.basic import AnsibleModule
 from ansible_collections.gpuops.vllm.plugins.module_utils import _claim
+from ansible_collections.gpuops.vllm.plugins.module_utils._files import disk_trouble
 
 
 def main() -> None:
@@ -81,6 +82,8 @@ def main() -> None:
             claim = _claim.take(module.params["who"])
     except _claim.RefusedError as error:
         module.fail_json(msg=str(error))
+    except OSError as error:
+        module.fail_json(msg=disk_trouble(error))
     module.exit_json(changed=False, id=claim)
 
 

@@ -129,7 +129,13 @@ from ansible_collections.gpuops.vllm.plugins.module_utils import (
     _systemd,
     _weights,
 )
-from ansible_collections.gpuops.vllm.plugins.module_utils._files import read_text, read_untrusted, shown, write_atomic
+from ansible_collections.gpuops.vllm.plugins.module_utils._files import (
+    disk_trouble,
+    read_text,
+    read_untrusted,
+    shown,
+    write_atomic,
+)
 
 UNITS = Path("/etc/systemd/system")
 ETC = Path("/etc/vllm")
@@ -666,12 +672,15 @@ def main() -> None:
     )
     # Under a stricter umask of root's the engine's account could not enter the folders made here.
     os.umask(0o022)
+    converge = Converge(module)
     try:
         # Two plays at once take turns, pass by pass.
         with _claim.turn(module.params["claim"], module.check_mode):
-            Converge(module).run()
+            converge.run()
     except _claim.RefusedError as error:
         module.fail_json(msg=str(error))
+    except OSError as error:
+        module.fail_json(msg=disk_trouble(error), **converge.result())
 
 
 if __name__ == "__main__":

@@ -57,7 +57,7 @@ from pathlib import Path
 
 from ansible.module_utils.basic import AnsibleModule
 from ansible_collections.gpuops.vllm.plugins.module_utils import _claim, _envfile, _secrets
-from ansible_collections.gpuops.vllm.plugins.module_utils._files import read_text, shown, write_atomic
+from ansible_collections.gpuops.vllm.plugins.module_utils._files import disk_trouble, read_text, shown, write_atomic
 
 MODE = 0o600
 
@@ -91,6 +91,8 @@ def main() -> None:
             keep(module)
     except _claim.RefusedError as error:
         module.fail_json(msg=str(error))
+    except OSError as error:
+        module.fail_json(msg=disk_trouble(error))
 
 
 def keep(module: AnsibleModule) -> None:

@@ -5,8 +5,9 @@
 
 from __future__ import annotations
 
+import errno
 import os
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 
 import pytest
 
@@ -17,3 +18,22 @@ def umask_077() -> Iterator[None]:
     previous = os.umask(0o077)
     yield
     os.umask(previous)
+
+
+@pytest.fixture
+def full_disk(monkeypatch: pytest.MonkeyPatch) -> Callable[[int], None]:
+    """Call it with the number of files that the disk has room for; with -1 there is room again."""
+    room = -1
+
+    def fsync(_descriptor: int) -> None:
+        nonlocal room
+        if room == 0:
+            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+        room -= 1
+
+    def leave(files: int) -> None:
+        nonlocal room
+        room = files
+
+    monkeypatch.setattr(os, "fsync", fsync)
+    return leave

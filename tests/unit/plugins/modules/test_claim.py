@@ -10,6 +10,7 @@ import json
 import re
 import subprocess
 import sys
+from collections.abc import Callable
 from pathlib import Path
 from types import ModuleType
 from typing import Any, NoReturn
@@ -131,7 +132,13 @@ def test_check_mode_claims_nothing(monkeypatch: pytest.MonkeyPatch, paths: Path)
 
 @pytest.mark.parametrize(
     "text",
-    ["[]", "{", '{"id": "x"}', '{"id": "x", "since": "soon", "who": "a"}', '{"id": "x", "since": 1, "who": "caf\udce9"}'],
+    [
+        "[]",
+        "{",
+        '{"id": "x"}',
+        '{"id": "x", "since": "soon", "who": "a"}',
+        '{"id": "x", "since": 1, "who": "caf\udce9"}',
+    ],
 )
 def test_a_claim_that_is_none_is_not_guessed_at(text: str, paths: Path) -> None:
     (paths / "claim.json").write_bytes(text.encode(errors="surrogateescape"))
@@ -178,6 +185,13 @@ def test_the_claim_is_written_whole_for_all_to_read(monkeypatch: pytest.MonkeyPa
     told = json.loads(file.read_text())
     assert (told["id"], told["who"]) == (mine, "alice@ops1")
     assert len(mine) == 32 and file.stat().st_mode & 0o777 == 0o644
+
+
+def test_a_full_disk_is_told(monkeypatch: pytest.MonkeyPatch, paths: Path, full_disk: Callable[[int], None]) -> None:
+    full_disk(0)
+    refused = run(claim, monkeypatch, who="alice@ops1")
+    assert refused["failed"] is True
+    assert refused["msg"].startswith(f"{paths}/claim.json: No space left on device. Is there room")
 
 
 def test_who_is_one_short_line(monkeypatch: pytest.MonkeyPatch) -> None:

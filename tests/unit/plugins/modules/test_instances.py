@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -124,20 +125,23 @@ class FakeHost:
 
     def run(self, *names: str, **params: Any) -> dict[str, Any]:
         """One call of the module, serving these instances."""
-        arguments = {
+        with pytest.raises(ModuleEndedError) as ended:
+            module_under_test.Converge(FakeModule(self, self.arguments(*names, **params))).run()  # type: ignore[arg-type]
+        return ended.value.result
+
+    def arguments(self, *names: str, **params: Any) -> dict[str, Any]:
+        return {
             "instances": [instance(name) for name in names],
             "weights": [],
             "units": UNITS,
             "launcher": {"start_timeout_s": 900},
             "allow_restart": True,
             "retry_failed": False,
+            "claim": "",
             "started": {},
             "tried": {},
             **params,
         }
-        with pytest.raises(ModuleEndedError) as ended:
-            module_under_test.Converge(FakeModule(self, arguments)).run()  # type: ignore[arg-type]
-        return ended.value.result
 
 
 class FakeModule:
@@ -597,6 +601,25 @@ def test_what_systemd_does_not_do_is_told_with_what_was_done_before(host: FakeHo
     )
     assert "journalctl --boot _PID=1" in refused["msg"] and "run the play again" in refused["msg"]
     host.refused = ""
+    assert host.play("a-0").get("failed") is None
+
+
+def test_a_full_disk_is_told_with_what_was_done_before(
+    host: FakeHost, full_disk: Callable[[int], None], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(module_under_test._claim, "LOCK", host.root / "lock")
+    monkeypatch.setattr(module_under_test, "AnsibleModule", lambda **_: FakeModule(host, host.arguments("a-0")))
+    full_disk(2)
+    with pytest.raises(ModuleEndedError) as ended:
+        module_under_test.main()
+    result, place = ended.value.result, host.root / "etc/instances/a-0"
+    assert (result["failed"], result["changed"]) == (True, True)
+    assert result["msg"] == (
+        f"{place}/engine.yaml: No space left on device. Is there room, and is the file system writable? df -h {place}; df -i {place}; "
+        f"findmnt --target {place}, on the host. When the cause is gone, run the play again: it takes up what is left."
+    )
+    assert f"write {host.root}/units/vllm@.service" in result["actions"]
+    full_disk(-1)
     assert host.play("a-0").get("failed") is None
 
 

@@ -5,6 +5,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any, NoReturn
 
@@ -23,8 +24,8 @@ class EndedError(Exception):
 class FakeModule:
     check_mode = False
 
-    def __init__(self, path: Path, token: str = "") -> None:
-        self.params = {"path": str(path), "hf_token": token}
+    def __init__(self, path: Path) -> None:
+        self.params = {"path": str(path), "hf_token": "", "claim": ""}
 
     def exit_json(self, **result: Any) -> NoReturn:
         raise EndedError(result)
@@ -53,3 +54,17 @@ def test_what_systemd_might_not_read_is_written_anew_with_the_same_key(secrets: 
     assert keep(secrets) == {"changed": True, "repaired": ["content"]}
     assert secrets.read_text() == f'VLLM_API_KEY="{KEY}"\n'
     assert keep(secrets) == {"changed": False, "repaired": []}
+
+
+def test_a_full_disk_leaves_the_old_file_and_is_told(
+    secrets: Path, full_disk: Callable[[int], None], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    secrets.write_text("old\n")
+    monkeypatch.setattr(secrets_file._claim, "LOCK", secrets.parent / "lock")
+    monkeypatch.setattr(secrets_file, "AnsibleModule", lambda **_: FakeModule(secrets))
+    full_disk(0)
+    with pytest.raises(EndedError) as ended:
+        secrets_file.main()
+    assert ended.value.result["failed"] is True
+    assert ended.value.result["msg"].startswith(f"{secrets}: No space left on device. Is there room")
+    assert secrets.read_text() == "old\n"
