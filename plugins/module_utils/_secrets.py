@@ -38,6 +38,13 @@ def wanted(current: Mapping[str, str], values: Mapping[str, str]) -> dict[str, s
     return {**{name: value for name, value in sorted(values.items()) if value}, ENGINE_KEY: key}
 
 
+def of_process(environ: bytes) -> str:
+    """Return the engine's key in the environment that a process was started with (/proc/PID/environ), "" where there is none."""
+    name = f"{ENGINE_KEY}=".encode()
+    found = (entry.removeprefix(name) for entry in environ.split(b"\0") if entry.startswith(name))
+    return next(found, b"").decode(errors="surrogateescape")
+
+
 def parse(text: str) -> dict[str, str]:
     """Return the variables of the file's text; a broken one counts as empty, since the file is ours to write."""
     try:

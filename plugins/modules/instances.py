@@ -54,7 +54,9 @@ options:
     type: dict
     required: true
   allow_restart:
-    description: Whether a serving instance may be restarted. If not, the change is staged and reported as C(restart_pending).
+    description:
+      - Whether a serving instance may be restarted. If not, the change is staged and reported as C(restart_pending).
+      - A change that the proxy would follow at once, of port, names or the engine's key, is refused then.
     type: bool
     default: true
   retry_failed:
@@ -144,8 +146,18 @@ RUN = Path("/run/vllm")
 CACHE = Path("/var/cache/vllm")
 LAUNCHER = Path("/usr/local/bin/vllm-start")
 ENGINE = Path("/opt/vllm/current")
+PROC = Path("/proc")
 TARGET = "vllm.target"
-PROPERTIES = ("ActiveState", "NRestarts", "StatusText", "NeedDaemonReload", "UnitFileState", "InvocationID", "Job")
+PROPERTIES = (
+    "ActiveState",
+    "NRestarts",
+    "StatusText",
+    "NeedDaemonReload",
+    "UnitFileState",
+    "InvocationID",
+    "Job",
+    "MainPID",
+)
 JOURNAL_LINES = 12
 #: What an entry of instances.json says of the weights.
 WEIGHTS = ("model", "revision", "commit", "path")
@@ -200,13 +212,14 @@ class Converge:
         self.tried: dict[str, str] = dict(module.params["tried"])
         self.actions: list[str] = []
         self.diff: list[dict[str, str]] = []
+        self.key = ""
         self.entries: dict[str, dict[str, Any]] = {}
         self.instances: dict[str, Instance] = {}
 
     def run(self) -> None:
-        key = self.engine_key()
+        self.key = self.engine_key()
         self.entries = self.assigned()
-        self.instances = {one["name"]: self.look(one, key) for one in self.module.params["instances"]}
+        self.instances = {one["name"]: self.look(one) for one in self.module.params["instances"]}
         self.judge()
         self.refuse_missing_weights()
         self.ask_for_consent()
@@ -222,15 +235,15 @@ class Converge:
 
     # --- what is wanted, and what is there ---
 
-    def look(self, planned: Mapping[str, Any], key: str) -> Instance:
+    def look(self, planned: Mapping[str, Any]) -> Instance:
         name = planned["name"]
-        wanted, observed = self.render(planned, key), self.observe(name)
+        wanted, observed = self.render(planned), self.observe(name)
         served = self.last_served(name, wanted, observed)
         failed = _converge.parse_failed(read_text(STATE / name / "failed.json") or "")
         verdict = _converge.judge(wanted.digest, observed, self.started.get(name))
         return Instance(wanted, observed, served, failed, verdict, move=verdict)
 
-    def render(self, instance: Mapping[str, Any], key: str) -> Wanted:
+    def render(self, instance: Mapping[str, Any]) -> Wanted:
         engine, environment = _engine_file.engine_yaml(instance), _engine_file.environment(instance)
         launcher = {
             **self.module.params["launcher"],
@@ -246,7 +259,7 @@ class Converge:
                 "unit": self.module.params["units"].get("vllm@.service", ""),
                 "drop-ins": self.drop_ins(instance["name"]),
                 "vllm-start": read_text(LAUNCHER) or "",
-                "key": key,
+                "key": self.key,
             }
         )
         told = _engine_file.launcher_json(instance, digest, launcher)
@@ -413,6 +426,7 @@ class Converge:
         pending = [name for name, one in self.instances.items() if one.observed.up and one.move == "outdated"]
         for name in pending:
             self.refuse_another_address(name, self.instances[name])
+            self.refuse_another_key(name)
         # Also what would get the port or the GPU of one of them.
         for name in [*pending, *self.held_back(pending)]:
             self.instances[name].needs_consent = True
@@ -427,6 +441,25 @@ class Converge:
                     "is false. Allow it, or take the change back. Nothing was changed.",
                     **self.result(),
                 )
+
+    def refuse_another_key(self, name: str) -> None:
+        """An engine that is not restarted keeps its key as well: the proxy would come with one that it does not know."""
+        had = self.key_at_start(name)
+        if had and had != self.key:
+            self.module.fail_json(
+                msg=f"{name} has the {_secrets.ENGINE_KEY} that it was started with, {ETC}/secrets holds a new one, and vllm_service_allow_restart is false: "
+                f"with the new one the proxy would get 401 for every request. It keeps the old one, which works until something else restarts {name}. "
+                "Run with vllm_service_allow_restart: true. No instance was changed.",
+                **self.result(),
+            )
+
+    def key_at_start(self, name: str) -> str:
+        """The key that an instance's main process was given, "" where that cannot be told."""
+        try:
+            given = (PROC / self.show(unit_of(name))["MainPID"] / "environ").read_bytes()
+        except OSError:
+            return ""
+        return _secrets.of_process(given)
 
     def restart_pending(self) -> list[str]:
         return [name for name, one in self.instances.items() if one.needs_consent]

@@ -37,6 +37,8 @@ class FakeHost:
         self.restarts = 0
         #: How often each unit has started.
         self.starts: dict[str, int] = {}
+        #: The main process of each unit's last start.
+        self.pids: dict[str, int] = {}
         #: The verb that systemctl does not do.
         self.refused = ""
 
@@ -59,7 +61,7 @@ class FakeHost:
                 0,
                 f"ActiveState={'inactive' if state == 'queued' else state}\nNRestarts={self.restarts}\nStatusText=\nNeedDaemonReload=no\nUnitFileState={enabled}\n"
                 f"InvocationID={f'start{self.starts[unit]}' if unit in self.starts else ''}\n"
-                f"Job={'7' if state == 'queued' else ''}\n",
+                f"Job={'7' if state == 'queued' else ''}\nMainPID={self.pids.get(unit, 0)}\n",
                 "",
             )
         self.calls.append(" ".join([verb, *rest]))
@@ -72,13 +74,22 @@ class FakeHost:
                 self.enabled.discard(unit)
             elif verb == "restart":
                 self.active[unit] = "activating"
-                self.starts[unit] = self.starts.get(unit, 0) + 1
+                self.begin(unit)
             elif verb == "start":
                 # The target, which is ordered after its instances.
                 self.active[unit] = "queued"
             elif verb == "stop":
                 self.active[unit] = "inactive"
         return 0, "", ""
+
+    def begin(self, unit: str) -> None:
+        """As systemd does: another invocation, and another main process with the environment of now."""
+        self.starts[unit] = self.starts.get(unit, 0) + 1
+        self.pids[unit] = 1000 + sum(self.starts.values())
+        environ = self.root / "proc" / str(self.pids[unit]) / "environ"
+        environ.parent.mkdir(parents=True)
+        key = (self.root / "etc/secrets").read_text().strip().replace('"', "")
+        environ.write_text(f"PATH=/usr/bin\0{key}\0HOME=/\0")
 
     def record(self, name: str, state: str) -> None:
         """As the launcher does."""
@@ -186,6 +197,7 @@ def host(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> FakeHost:
         "RUN": "run",
         "CACHE": "cache",
         "STATE": "state",
+        "PROC": "proc",
         "ENGINE": "engine",
         "LAUNCHER": "launcher",
     }.items():
@@ -419,6 +431,46 @@ def test_without_consent_the_proxy_is_not_sent_elsewhere(host: FakeHost, key: st
     assert result["failed"] is True
     assert f"a-0: {key} " in result["msg"] and "vllm_service_allow_restart is false" in result["msg"]
     assert (host.root / "etc/instances/a-0/engine.yaml").read_text() == before
+
+
+@pytest.fixture
+def new_key(host: FakeHost) -> str:
+    """A key that the secrets file holds since an instance was started."""
+    host.play("a-0")
+    host.calls.clear()
+    key = "n" * 43
+    (host.root / "etc/secrets").write_text(f'VLLM_API_KEY="{key}"\n')
+    return key
+
+
+@pytest.mark.parametrize("check", [False, True])
+@pytest.mark.parametrize("changed", [{}, {"env": {"A": "2"}}], ids=["key", "key and settings"])
+def test_without_consent_the_proxy_is_not_given_a_key_that_no_engine_has(
+    host: FakeHost, new_key: str, check: bool, changed: dict[str, Any]
+) -> None:
+    for _run in range(2):
+        refused = host.run(instances=[instance("a-0", **changed)], allow_restart=False, check=check)
+        assert (refused["failed"], refused["changed"], host.calls) == (True, False, [])
+        assert refused["msg"] == (
+            f"a-0 has the VLLM_API_KEY that it was started with, {host.root}/etc/secrets holds a new one, and vllm_service_allow_restart is false: with the "
+            "new one the proxy would get 401 for every request. It keeps the old one, which works until something else restarts a-0. Run with "
+            "vllm_service_allow_restart: true. No instance was changed."
+        )
+        assert new_key not in json.dumps(refused)
+    assert host.play(instances=[instance("a-0", **changed)])["actions"] == ["restart a-0"]
+
+
+def test_an_engine_that_has_restarted_with_the_new_key_is_no_reason_to_keep_the_old_one(
+    host: FakeHost, new_key: str
+) -> None:
+    """As after a crash."""
+    host.begin("vllm@a-0.service")
+    assert host.run("a-0", allow_restart=False)["restart_pending"] == ["a-0"]
+
+
+def test_a_key_that_cannot_be_told_refuses_nothing(host: FakeHost, new_key: str) -> None:
+    host.pids.clear()
+    assert host.run("a-0", allow_restart=False)["restart_pending"] == ["a-0"]
 
 
 def of_commit(digit: str, **changed: Any) -> dict[str, Any]:
