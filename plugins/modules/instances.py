@@ -53,6 +53,13 @@ options:
     description: Time limits handed to C(vllm-start), in seconds, C(start_timeout_s), C(start_limit_s), C(stall_timeout_s) and C(drain_notice_s).
     type: dict
     required: true
+  upcoming:
+    description:
+      - "What the same run puts on the host before it comes to this module: C(engine), the environment that C(/opt/vllm/current) leads to then, and
+        C(launcher_sha256), the SHA-256 of C(/usr/local/bin/vllm-start). Where one is empty or left out, what is there stays."
+      - Looked at in check mode only, in which nothing was put there.
+    type: dict
+    default: {}
   allow_restart:
     description:
       - Whether a serving instance may be restarted. If not, the change is staged and reported as C(restart_pending).
@@ -113,6 +120,7 @@ verdicts:
   sample: {"llama-0": "serving"}
 """
 
+import hashlib
 import json
 import os
 import shutil
@@ -249,7 +257,7 @@ class Converge:
             **self.module.params["launcher"],
             "shutdown_timeout_s": int(instance["engine_args"].get("shutdown-timeout", 0)),
             # The environment itself, not the link of the moment: going back is going back to this one.
-            "engine": os.path.realpath(ENGINE),
+            "engine": os.path.realpath(self.upcoming("engine") or ENGINE),
         }
         digest = _converge.digest(
             {
@@ -258,7 +266,7 @@ class Converge:
                 "launcher": _engine_file.launcher_json(instance, "", launcher),
                 "unit": self.module.params["units"].get("vllm@.service", ""),
                 "drop-ins": self.drop_ins(instance["name"]),
-                "vllm-start": read_text(LAUNCHER) or "",
+                "vllm-start": self.launcher(),
                 "key": self.key,
             }
         )
@@ -266,6 +274,15 @@ class Converge:
         # Without the plan's reasoning, which follows what the hub and the GPUs say today.
         entry = {key: instance[key] for key in instance if key not in ("fit", "engine_args_from")}
         return Wanted(digest, {"engine.yaml": engine, "env": environment, "instance.json": told}, entry)
+
+    def upcoming(self, what: str) -> str:
+        return str(self.module.params["upcoming"].get(what, "")) if self.check else ""
+
+    def launcher(self) -> str:
+        """The launcher's text; in check mode the checksum of one that would be here by now stands for it."""
+        text, upcoming = read_text(LAUNCHER) or "", self.upcoming("launcher_sha256")
+        there = hashlib.sha256(text.encode(errors="surrogateescape")).hexdigest()
+        return text if upcoming in ("", there) else upcoming
 
     def drop_ins(self, name: str) -> str:
         folders = [UNITS / "vllm@.service.d", UNITS / f"{unit_of(name)}.d"]
@@ -275,8 +292,11 @@ class Converge:
         return _secrets.parse(read_text(ETC / "secrets") or "")
 
     def engine_key(self) -> str:
+        if self.check:
+            # Or the one that would have been made by now.
+            return _secrets.wanted(self.secrets(), {})[_secrets.ENGINE_KEY]
         key = self.secrets().get(_secrets.ENGINE_KEY, "")
-        if not key and not self.check:
+        if not key:
             self.module.fail_json(
                 msg=f"{ETC}/secrets holds no VLLM_API_KEY: vLLM would answer anybody. Run the role vllm_secrets first."
             )
@@ -695,6 +715,7 @@ def main() -> None:
             "weights": {"type": "list", "elements": "dict", "default": []},
             "units": {"type": "dict", "required": True},
             "launcher": {"type": "dict", "required": True},
+            "upcoming": {"type": "dict", "default": {}},
             "allow_restart": {"type": "bool", "default": True},
             "retry_failed": {"type": "bool", "default": False},
             "claim": {"type": "str", "default": ""},

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 import os
 from collections.abc import Callable
@@ -12,6 +13,7 @@ import pytest
 from ansible_collections.gpuops.vllm.plugins.modules import instances as module_under_test
 
 COMMIT = "c" * 40
+LAUNCHER = "#!/usr/bin/python3\n"
 UNITS = {"vllm@.service": "[Service]\nExecStart=/usr/local/bin/vllm-start %i\n", "vllm.target": "[Unit]\n"}
 
 
@@ -146,6 +148,7 @@ class FakeHost:
             "weights": [],
             "units": UNITS,
             "launcher": {"start_timeout_s": 900},
+            "upcoming": {},
             "allow_restart": True,
             "retry_failed": False,
             "claim": "",
@@ -204,7 +207,7 @@ def host(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> FakeHost:
         monkeypatch.setattr(module_under_test, name, tmp_path / place)
     (tmp_path / "etc").mkdir()
     (tmp_path / "etc/secrets").write_text(f'VLLM_API_KEY="{"k" * 43}"\n')
-    (tmp_path / "launcher").write_text("#!/usr/bin/python3\n")
+    (tmp_path / "launcher").write_text(LAUNCHER)
     # Every folder with a model is there, but for those that a test calls missing.
     monkeypatch.setattr(module_under_test, "is_folder", lambda path: "missing" not in path)
     found = FakeHost(tmp_path)
@@ -606,6 +609,35 @@ def test_check_mode_tells_and_touches_nothing(host: FakeHost) -> None:
     assert not (host.root / "etc/instances.json").exists()
     shown = json.dumps(result["diff"])
     assert "vllm@.service" in shown and "k" * 43 not in shown
+
+
+@pytest.mark.parametrize(
+    ("upcoming", "restarts"),
+    [
+        ({}, False),
+        ({"engine": "", "launcher_sha256": ""}, False),
+        ({"engine": "engine", "launcher_sha256": hashlib.sha256(LAUNCHER.encode()).hexdigest()}, False),
+        ({"engine": "0.33.0-cuda"}, True),
+        ({"launcher_sha256": hashlib.sha256(b"new").hexdigest()}, True),
+    ],
+)
+def test_check_mode_counts_with_what_the_run_would_have_put_there(
+    host: FakeHost, upcoming: dict[str, str], restarts: bool
+) -> None:
+    host.play("a-0")
+    upcoming = {
+        name: value if "sha" in name or not value else str(host.root / value) for name, value in upcoming.items()
+    }
+    assert ("restart a-0" in host.run("a-0", check=True, upcoming=upcoming)["actions"]) == restarts
+    # By then it is there, or was not to be put there.
+    assert host.run("a-0", upcoming=upcoming)["changed"] is False
+
+
+def test_check_mode_counts_with_a_key_that_would_be_made(host: FakeHost) -> None:
+    """In place of one that protects nothing."""
+    (host.root / "etc/secrets").write_text('VLLM_API_KEY="short"\n')
+    host.play("a-0")
+    assert "restart a-0" in host.run("a-0", check=True)["actions"]
 
 
 def test_a_start_that_fails_ends_with_the_engines_words(host: FakeHost) -> None:
