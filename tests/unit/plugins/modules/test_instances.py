@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from ansible_collections.gpuops.vllm.plugins.module_utils import _claim, _weights
 from ansible_collections.gpuops.vllm.plugins.modules import instances as module_under_test
 
 COMMIT = "c" * 40
@@ -491,7 +492,7 @@ def assigned(host: FakeHost) -> dict[str, Any]:
 @pytest.fixture
 def staged_weights(host: FakeHost, monkeypatch: pytest.MonkeyPatch) -> list[dict[str, Any]]:
     """What vllm_weights_update has brought, without consent to restart."""
-    monkeypatch.setattr(module_under_test._weights, "is_whole", lambda *_: True)
+    monkeypatch.setattr(_weights, "is_whole", lambda *_: True)
     host.play(instances=[of_commit("1")])
     wanted = [of_commit("2", env={"A": "2"}) | {"gpus": [1]}]
     for _run in range(2):
@@ -691,7 +692,7 @@ def test_what_systemd_does_not_do_is_told_with_what_was_done_before(host: FakeHo
 def test_a_full_disk_is_told_with_what_was_done_before(
     host: FakeHost, full_disk: Callable[[int], None], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(module_under_test._claim, "LOCK", host.root / "lock")
+    monkeypatch.setattr(_claim, "LOCK", host.root / "lock")
     monkeypatch.setattr(module_under_test, "AnsibleModule", lambda **_: FakeModule(host, host.arguments("a-0")))
     full_disk(2)
     with pytest.raises(ModuleEndedError) as ended:

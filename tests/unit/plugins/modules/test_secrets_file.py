@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any, NoReturn
 
 import pytest
+from ansible_collections.gpuops.vllm.plugins.module_utils import _claim
 from ansible_collections.gpuops.vllm.plugins.modules import secrets_file
 
 KEY = "k" * 43
@@ -60,7 +61,7 @@ def test_a_full_disk_leaves_the_old_file_and_is_told(
     secrets: Path, full_disk: Callable[[int], None], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     secrets.write_text("old\n")
-    monkeypatch.setattr(secrets_file._claim, "LOCK", secrets.parent / "lock")
+    monkeypatch.setattr(_claim, "LOCK", secrets.parent / "lock")
     monkeypatch.setattr(secrets_file, "AnsibleModule", lambda **_: FakeModule(secrets))
     full_disk(0)
     with pytest.raises(EndedError) as ended:
