@@ -227,7 +227,11 @@ class Gateway:
             connection.request(method, path, body if isinstance(body, bytes | None) else json.dumps(body), sent)
             answer = connection.getresponse()
             text = answer.read()
-            return answer.status, {name.lower(): value for name, value in answer.getheaders()}, json.loads(text or "null")
+            return (
+                answer.status,
+                {name.lower(): value for name, value in answer.getheaders()},
+                json.loads(text or "null"),
+            )
         finally:
             connection.close()
 
