@@ -38,7 +38,7 @@ MIDDLES = {
     "run vllm-install-certificate": 0.15,
 }
 # What differs from run to run: digests, counters and the random end of a temporary name.
-VARYING = re.compile(r"[0-9a-f]{16,}|(?<=\.)[a-z0-9_]{8}(?=$|\.conf$)|(?<=\.)\d+(?=\.|$)")
+VARYING = re.compile(r"[0-9a-f]{16,}|(?<=\.)[a-z0-9_]{8}(?=$|\.conf$)|(?<=\.)\d+(?=[./]|$)")
 MODULE = re.compile(r"payload\.zip/(?:\w+/)*modules/(\w+)\.py$")
 
 
@@ -72,8 +72,9 @@ def step_of(event: str, arguments: tuple[Any, ...]) -> str:
     if name.startswith("/") and (not name.startswith(PLACES) or "__pycache__" in name):
         return ""
     folder, _, base = VARYING.sub("*", name).rpartition("/")
-    # The files of a tree that nothing leads to yet are all alike.
-    return f"{event} {folder}/{'*' if folder == '/etc/nginx/vllm/*' else base}"
+    # The files of a tree that nothing leads to yet are all alike; a killed run leaves one, and the next begins another.
+    tree = "/etc/nginx/vllm/*"
+    return f"{event} {tree}/*" if folder in (tree, f"{tree}.*") else f"{event} {folder}/{base}"
 
 
 class Hook:
