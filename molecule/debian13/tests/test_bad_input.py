@@ -85,7 +85,7 @@ def stopped(mark: str, tmp_path_factory: pytest.TempPathFactory) -> Stopped:
     common = yaml.safe_load((endpoint.TOP / "molecule/inventory/host_vars/deb13.yml").read_text())
     common["ansible_host"] = "10.77.0.13"
     file = tmp_path_factory.mktemp("bad-input") / "hosts.json"
-    names = {f"case_{number}": case for number, case in enumerate(CASES)}
+    names = {f"case{number}": case for number, case in enumerate(CASES)}
     refused: dict[str, str] = {}
     said = ""
     while left := {name: case for name, case in names.items() if case not in refused}:

@@ -31,6 +31,8 @@ WRITE = os.O_WRONLY | os.O_CREAT
         ("os.rename", ("/etc/vllm/.a.4711.ab12cd_x", "/etc/vllm/a", -1, -1), "os.rename /etc/vllm/a"),
         ("os.mkdir", (f"/etc/nginx/vllm/{'0a' * 32}", 0o755, -1), "os.mkdir /etc/nginx/vllm/*"),
         ("open", (f"/etc/nginx/vllm/{'0a' * 32}/api.conf", None, WRITE), "open /etc/nginx/vllm/*/*"),
+        ("open", (f"/etc/nginx/vllm/{'0a' * 32}.14/.a.conf.4711.ab12cd_x", None, WRITE), "open /etc/nginx/vllm/*/*"),
+        ("os.mkdir", (f"/etc/nginx/vllm/{'0a' * 32}.14", 0o755, -1), "os.mkdir /etc/nginx/vllm/*.*"),
         ("os.symlink", ("there", "/etc/vllm/tls/.current.4711", -1), "os.symlink /etc/vllm/tls/.current.*"),
         ("os.remove", (b"/etc/vllm/x", -1), "os.remove /etc/vllm/x"),
         ("subprocess.Popen", ("/bin/systemctl", ["systemctl", "restart", "a"], None, None), "run systemctl restart a"),
