@@ -37,8 +37,8 @@ MIDDLES = {
     "run update-ca-certificates": 0.3,
     "run vllm-install-certificate": 0.15,
 }
-# What differs from run to run: digests, counters and the random end of a temporary name.
-VARYING = re.compile(r"[0-9a-f]{16,}|(?<=\.)[a-z0-9_]{8}(?=$|\.conf$)|(?<=\.)\d+(?=[./]|$)")
+# What differs from run to run: digests, counters, process ids and the random end of a temporary name.
+VARYING = re.compile(r"[0-9a-f]{16,}|(?<=\.)[a-z0-9_]{8}(?=$|\.conf$)|(?<=\.)\d+(?=[./]|$)|(?<=/vllm-)\d+(?=-)")
 MODULE = re.compile(r"payload\.zip/(?:\w+/)*modules/(\w+)\.py$")
 
 

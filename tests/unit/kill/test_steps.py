@@ -32,6 +32,7 @@ WRITE = os.O_WRONLY | os.O_CREAT
         ("os.mkdir", (f"/etc/nginx/vllm/{'0a' * 32}", 0o755, -1), "os.mkdir /etc/nginx/vllm/*"),
         ("open", (f"/etc/nginx/vllm/{'0a' * 32}/api.conf", None, WRITE), "open /etc/nginx/vllm/*/*"),
         ("open", (f"/etc/nginx/vllm/{'0a' * 32}.14/.a.conf.4711.ab12cd_x", None, WRITE), "open /etc/nginx/vllm/*/*"),
+        ("open", (f"/var/www/x/vllm-4711-{'0a' * 16}", None, WRITE), "open /var/www/x/vllm-*-*"),
         ("os.mkdir", (f"/etc/nginx/vllm/{'0a' * 32}.14", 0o755, -1), "os.mkdir /etc/nginx/vllm/*.*"),
         ("os.symlink", ("there", "/etc/vllm/tls/.current.4711", -1), "os.symlink /etc/vllm/tls/.current.*"),
         ("os.remove", (b"/etc/vllm/x", -1), "os.remove /etc/vllm/x"),
