@@ -281,12 +281,13 @@ def stop_while_loading(subject: Subject) -> Seen:
 # --- surroundings ---------------------------------------------------------------------------------
 
 
-# Tells systemd of itself without a pause, as a broken unit beside ours may: the queue of the socket is full while systemd reloads.
+# Tells systemd of itself 500 times a second, as a broken unit beside ours may: the socket takes ten, so it is full while systemd reloads.
 CHATTER = """
-import os, socket
+import os, socket, time
 talk = socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM)
 while True:
     talk.sendto(b"STATUS=still here", os.environ["NOTIFY_SOCKET"])
+    time.sleep(0.002)
 """
 
 
