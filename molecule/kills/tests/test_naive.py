@@ -72,8 +72,9 @@ def test_a_setting_that_does_not_start_is_no_failure(host: Any) -> None:
     seen = "rc 0; nothing serves, and systemd starts it again and again"
     record.record("a setting that does not start", "naive", False, seen)
     again = playbook.run(NAIVE, hosts=["deb13"], max_model_len="none")
-    assert (again.status, again.changed["deb13"]) == (0, 0)
-    record.record("the same setting again", "naive", False, "rc 0, changed=0, and still nothing serves")
+    # Changed or not: systemd may be about to start it again by itself at that moment, or not.
+    assert again.status == 0
+    record.record("the same setting again", "naive", False, "rc 0, and still nothing serves")
 
 
 def test_two_plays_at_once_both_end_well(host: Any) -> None:
