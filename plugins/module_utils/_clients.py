@@ -20,10 +20,11 @@ _KEY = re.compile(r"[!-~]+", re.ASCII)
 _DIGEST = re.compile(r"[0-9a-f]{64}", re.ASCII)
 KEY_MIN_LENGTH = 16
 KEY_MAX_LENGTH = 512
-OPTIONS = ("name", "key", "key_sha256", "expires", "models", "requests_per_minute", "concurrent_requests")
-#: What all keys of one client have in common, and the highest number where it is one.
-SHARED = {"models": 0, "requests_per_minute": 100_000, "concurrent_requests": 10_000}
-LIMITS = {option: top for option, top in SHARED.items() if top}
+#: The limits of a client, each with the highest number that makes sense.
+LIMITS = {"requests_per_minute": 100_000, "concurrent_requests": 10_000}
+#: What all keys of one client have in common.
+SHARED = ("models", *LIMITS)
+OPTIONS = ("name", "key", "key_sha256", "expires", *SHARED)
 
 
 def problems(keys: Any, variable: str, models: Iterable[str] = ()) -> list[str]:
@@ -156,13 +157,13 @@ def _key_fault(entry: Mapping[str, Any]) -> str:
             return "it has both key and key_sha256. It needs one of them."
         if isinstance(entry["key_sha256"], str) and _DIGEST.fullmatch(entry["key_sha256"]):
             return ""
-        return "its key_sha256 (not shown) is no SHA-256. It needs 64 lower-case hexadecimal digits: printf %s KEY | sha256sum"
+        return "its key_sha256 (not shown) is no SHA-256. It needs 64 lower-case hexadecimal digits, as `printf %s KEY | sha256sum` prints them."
     fault = _text_fault(entry.get("key"))
     if not fault:
         return ""
     return (
         f"its key (not shown) is {fault}. It needs {KEY_MIN_LENGTH} to {KEY_MAX_LENGTH} printable ASCII characters on one line, without blanks."
-        " Make one: openssl rand -hex 32"
+        " Make one with `openssl rand -hex 32`."
     )
 
 

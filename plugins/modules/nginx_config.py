@@ -377,7 +377,8 @@ class Proxy:
 
     @staticmethod
     def hidden(text: str) -> str:
-        names = re.findall(r'^"[0-9a-f]{64}" "([a-z][^"]*|[^"]*[a-z-][^"]*)";$', text, re.MULTILINE)
+        # The first map is the one to the names.
+        names = re.findall(r'^"[0-9a-f]{64}" "([^"]+)";$', text.partition("}")[0], re.MULTILINE)
         if names:
             return f"clients {', '.join(dict.fromkeys(names))} (keys not shown)"
         return "a key (not shown)" if text else "nothing"

@@ -60,7 +60,7 @@ def test_bad_key(key: Any, why: str) -> None:
     (problem,) = _clients.problems([{"name": "team-a", "key": key}], "vllm_api_keys")
     assert problem == (
         f"vllm_api_keys, entry 1: its key (not shown) is {why}. It needs 16 to 512 printable ASCII characters on one line,"
-        " without blanks. Make one: openssl rand -hex 32 Correct vllm_api_keys."
+        " without blanks. Make one with `openssl rand -hex 32`. Correct vllm_api_keys."
     )
 
 

@@ -275,10 +275,22 @@ def free_port() -> int:
 
 
 @pytest.fixture(scope="module")
-def gateway(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Gateway]:
-    """Two models behind it, one with three replicas."""
+def make_gateway(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Callable[..., Gateway]]:
+    """Make one; all end with the module."""
     if nginx() is None:
         pytest.skip("no NGINX here: `scripts/nginx .build/nginx` unpacks Debian's")
-    made = Gateway(tmp_path_factory.mktemp("gateway"), {"llama": (["llama-3", "gpt-4"], 3), "qwen": (["org/qwen"], 1)})
-    yield made
-    made.close()
+    made: list[Gateway] = []
+
+    def make(models: Mapping[str, tuple[list[str], int]], default: str = "") -> Gateway:
+        made.append(Gateway(tmp_path_factory.mktemp("gateway"), models, default))
+        return made[-1]
+
+    yield make
+    for one in made:
+        one.close()
+
+
+@pytest.fixture(scope="module")
+def gateway(make_gateway: Callable[..., Gateway]) -> Gateway:
+    """Two models behind it, one with three replicas."""
+    return make_gateway({"llama": (["llama-3", "gpt-4"], 3), "qwen": (["org/qwen"], 1)})

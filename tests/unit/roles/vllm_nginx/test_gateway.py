@@ -8,6 +8,7 @@ from __future__ import annotations
 import json
 import time
 from collections import Counter
+from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
@@ -245,3 +246,20 @@ def test_so_many_at_a_time(gateway: Any) -> None:
     finally:
         engine.answers.set()
     assert ask() == 200
+
+
+# ---- Replicas that die -----------------------------------------------------------------------------------------------
+
+
+def test_a_dead_replica_costs_no_request(make_gateway: Callable[..., Any]) -> None:
+    """Its launcher died with it and says nothing: the refused connection leads on to the other, for a POST as well."""
+    gateway = make_gateway({"llama": (["llama-3"], 2)})
+    gateway.engines["llama-0"].stop()
+    answers = [gateway.chat({"model": "llama-3"}) for _ in range(20)]
+    assert [(status, said["engine"]) for status, said in answers] == [(200, "llama-1")] * 20
+
+
+def test_without_a_model_the_only_one_or_the_default_one_answers(make_gateway: Callable[..., Any]) -> None:
+    assert make_gateway({"llama": (["llama-3"], 1)}).chat({"prompt": "Hi"})[1]["engine"] == "llama-0"
+    two = make_gateway({"llama": (["llama-3"], 1), "qwen": (["q"], 1)}, default="qwen")
+    assert two.chat({"prompt": "Hi"})[1]["engine"] == "qwen-0"
