@@ -72,6 +72,8 @@ def test_it_is_the_requests_own_model(gateway: Any, body: Any) -> None:
         ({"messages": []}, 400, "model_missing"),
         ({"model": ""}, 400, "model_missing"),
         ({"model": 7}, 400, "model_missing"),
+        ({"MODEL": "gpt-4"}, 400, "model_missing"),
+        ({'"model': "gpt-4"}, 400, "model_missing"),
         ({"model": "x" * 600}, 400, "model_missing"),
         (b"", 400, "model_missing"),
         (b"no json", 400, "model_missing"),
