@@ -111,15 +111,21 @@ def _ca_fault(text: str) -> str:
 def proxy_models(instances: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
     """Group a host's instances by model, in the order given, for the proxy and for who checks it.
 
-    Each is ``{name, default, served_as, replicas: [{name, address, port}]}``. ``default`` marks the model that gets what
-    names no model: the one that says so, or the only one there is.
+    Each is ``{name, default, served_as, max_model_len, replicas: [{name, address, port}]}``. ``default`` marks the model that gets
+    what names no model: the one that says so, or the only one there is. ``max_model_len`` is in tokens, None where vLLM decides.
     """
     models: dict[str, dict[str, Any]] = {}
     for instance in instances:
         name = instance["model_name"]
         model = models.setdefault(
             name,
-            {"name": name, "default": False, "served_as": list(instance["served_as"]), "replicas": []},
+            {
+                "name": name,
+                "default": False,
+                "served_as": list(instance["served_as"]),
+                "max_model_len": instance["engine_args"].get("max-model-len"),
+                "replicas": [],
+            },
         )
         model["default"] = model["default"] or bool(instance.get("default"))
         model["replicas"].append({field: instance[field] for field in ("name", "address", "port")})

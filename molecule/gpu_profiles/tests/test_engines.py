@@ -100,10 +100,13 @@ def test_each_answers_over_https(
 ) -> None:
     name, options = where[0], files[where]
     certificate = machines[name].file("/etc/vllm/tls/current/fullchain.pem").content_string
-    client = endpoint.client(name, "/by-id" if where == BY_ID else "", certificate=certificate)
+    client = endpoint.client(name, certificate=certificate)
     [served] = options["served-model-name"]
-    card = next(model for model in client.models.list() if model.id == served).model_dump()
-    assert (card["root"], card["max_model_len"]) == (options["model"], options["max-model-len"])
+    own = endpoint.client(name, f"/{where[1].removesuffix('-0')}", certificate=certificate)
+    (card,) = (model.model_dump() for model in own.models.list())
+    assert (card["id"], card["root"]) == (served, options["model"])
+    listed = {model.id: model.model_dump()["max_model_len"] for model in client.models.list()}
+    assert listed[served] == card["max_model_len"] == options["max-model-len"]
     answer = client.chat.completions.create(model=served, messages=[{"role": "user", "content": "Hi"}])
     assert answer.choices[0].message.content
 

@@ -111,11 +111,13 @@ function route(r) {
     }
 }
 
-// All names of all models that the client may use.
+// All names of all models that the client may use, and how long a request may be, which clients read of vLLM's own list.
 function list(r) {
     const data = [];
     modelsFor(r).forEach((model) => {
-        model.served_as.forEach((id) => data.push({ id, object: 'model', created: 0, owned_by: 'vllm' }));
+        model.served_as.forEach((id) => {
+            data.push({ id, object: 'model', created: 0, owned_by: 'vllm', max_model_len: model.max_model_len });
+        });
     });
     r.headersOut['Content-Type'] = 'application/json';
     r.return(200, JSON.stringify({ object: 'list', data }));

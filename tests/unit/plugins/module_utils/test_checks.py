@@ -52,6 +52,7 @@ def instance(model: str, replica: int, default: bool = False) -> dict[str, Any]:
         "name": f"{model}-{replica}",
         "model_name": model,
         "served_as": [model],
+        "engine_args": {"max-model-len": 512},
         "default": default,
         "address": "127.0.0.1",
         "port": 8000 + replica,

@@ -121,6 +121,7 @@ class Gateway:
                 "name": f"{name}-{index}",
                 "model_name": name,
                 "served_as": served_as,
+                "engine_args": {"max-model-len": 16384} if name == "llama" else {},
                 "address": "127.0.0.1",
                 "port": self.engines[f"{name}-{index}"].port,
                 "default": name == default,

@@ -14,7 +14,14 @@ import pytest
 import yaml
 from ansible_collections.gpuops.vllm.plugins.modules import certificate, nginx_config
 
-INSTANCE = {"name": "a-0", "model_name": "a", "served_as": ["a"], "address": "127.0.0.1", "port": 8000}
+INSTANCE = {
+    "name": "a-0",
+    "model_name": "a",
+    "served_as": ["a"],
+    "engine_args": {},
+    "address": "127.0.0.1",
+    "port": 8000,
+}
 
 
 @pytest.fixture
