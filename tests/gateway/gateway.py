@@ -53,6 +53,13 @@ def render(template: str, **changes: Any) -> str:
     return html.unescape(environment.from_string(text).render(variables))
 
 
+class Server(http.server.ThreadingHTTPServer):
+    """Takes many connections at once."""
+
+    daemon_threads = True
+    request_queue_size = 256
+
+
 class Engine:
     """An HTTP server in the place of an instance: answers what it was asked, and by whose name it is.
 
@@ -64,6 +71,10 @@ class Engine:
         self.asked: list[dict[str, Any]] = []
         self.arrived = 0
         self.pace_s = 0.0
+        #: A stream to say as it is, in these pieces, in the place of its events.
+        self.pieces: list[bytes] = []
+        #: Members of answers in one piece, besides what was asked.
+        self.also: dict[str, Any] = {}
         #: Cleared, it answers nobody.
         self.answers = threading.Event()
         self.answers.set()
@@ -78,10 +89,11 @@ class Engine:
                 engine.answers.wait()
                 asked = {"engine": engine.name, "method": self.command, "path": self.path, "bytes": len(body)}
                 engine.asked.append({**asked, "headers": dict(self.headers), "body": body})
-                if b'"stream": true' in body:
-                    self._stream(json.loads(body))
+                request = json.loads(body) if b'"stream": true' in body else {}
+                if request.get("stream"):
+                    self._stream(request)
                     return
-                answer = json.dumps(asked).encode()
+                answer = json.dumps({**asked, **engine.also}).encode()
                 self.send_response(200)
                 self.send_header("Content-Type", "application/json")
                 self.send_header("Content-Length", str(len(answer)))
@@ -93,12 +105,8 @@ class Engine:
                 self.send_header("Content-Type", "text/event-stream")
                 self.send_header("Transfer-Encoding", "chunked")
                 self.end_headers()
-                events = [
-                    json.dumps({"choices": [{"delta": {"content": f"{n} "}}]}) for n in range(request["max_tokens"])
-                ]
-                for event in [*events, "[DONE]"]:
-                    data = f"data: {event}\n\n".encode()
-                    self.wfile.write(b"%x\r\n%s\r\n" % (len(data), data))
+                for piece in engine.pieces or engine.events(request):
+                    self.wfile.write(b"%x\r\n%s\r\n" % (len(piece), piece))
                     time.sleep(engine.pace_s)
                 self.wfile.write(b"0\r\n\r\n")
 
@@ -108,9 +116,17 @@ class Engine:
             def log_message(self, *_arguments: object) -> None:
                 pass
 
-        self._server = http.server.ThreadingHTTPServer(("127.0.0.1", 0), Handler)
+        self._server = Server(("127.0.0.1", 0), Handler)
         self.port: int = self._server.server_port
         threading.Thread(target=self._server.serve_forever, daemon=True).start()
+
+    @staticmethod
+    def events(request: Mapping[str, Any]) -> list[bytes]:
+        """A stream as vLLM's."""
+        said: list[Any] = [{"choices": [{"delta": {"content": f"{n} "}}]} for n in range(request["max_tokens"])]
+        if (request.get("stream_options") or {}).get("include_usage"):
+            said.append({"choices": [], "usage": {"prompt_tokens": 7, "completion_tokens": request["max_tokens"]}})
+        return [f"data: {json.dumps(one)}\n\n".encode() for one in said] + [b"data: [DONE]\n\n"]
 
     def stop(self) -> None:
         """Refuse connections from now on."""
@@ -253,14 +269,19 @@ class Gateway:
         """The access log."""
         return [json.loads(line) for line in (self.root / "access.log").read_text().splitlines()]
 
-    def ask(
-        self, method: str, path: str, body: Any = None, key: str | None = KEY, **headers: str
-    ) -> tuple[int, Mapping[str, str], Any]:
-        """One request on a connection of its own: status, headers in lower case, and the JSON that came. `body`: JSON, or bytes as they are."""
+    def connect(self) -> http.client.HTTPSConnection:
+        """A connection that is open already."""
         context = ssl.create_default_context(cafile=str(self.root / "fullchain.pem"))
         raw = socket.create_connection(("127.0.0.1", self.https_port), 30)
         connection = http.client.HTTPSConnection(DOMAIN, timeout=30)
         connection.sock = context.wrap_socket(raw, server_hostname=DOMAIN)
+        return connection
+
+    def ask(
+        self, method: str, path: str, body: Any = None, key: str | None = KEY, **headers: str
+    ) -> tuple[int, Mapping[str, str], Any]:
+        """One request on a connection of its own: status, headers in lower case, and the JSON that came. `body`: JSON, or bytes as they are."""
+        connection = self.connect()
         sent = {"Content-Type": "application/json", **headers}
         if key is not None:
             sent["Authorization"] = f"Bearer {key}"
@@ -273,6 +294,19 @@ class Gateway:
                 {name.lower(): value for name, value in answer.getheaders()},
                 json.loads(text or "null"),
             )
+        finally:
+            connection.close()
+
+    def stream(self, body: Any, path: str = "/v1/chat/completions", key: str = KEY) -> str:
+        """The events of a POST, as they came."""
+        connection = self.connect()
+        try:
+            headers = {"Content-Type": "application/json", "Authorization": f"Bearer {key}"}
+            connection.request("POST", path, body if isinstance(body, bytes) else json.dumps(body), headers)
+            with connection.getresponse() as answer:
+                text = answer.read().decode()
+                assert answer.status == 200, text
+                return text
         finally:
             connection.close()
 

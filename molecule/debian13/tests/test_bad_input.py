@@ -53,6 +53,10 @@ CASES: dict[str, tuple[dict[str, Any], list[str]]] = {
         {"vllm_domain": "https://llm.example.com/"},
         ["vllm_domain is 'https://llm.example.com/'"],
     ),
+    "a header that is none": (
+        {"vllm_nginx_session_header": "X Id"},
+        ["vllm_nginx_session_header is X Id", "X-Session-Id"],
+    ),
     "no domain": ({"vllm_domain": ""}, ["vllm_domain"]),
     "weights that are not there": (
         {"vllm_models": [{**MODEL, "model": "/srv/models/none"}]},

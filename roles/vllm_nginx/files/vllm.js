@@ -7,6 +7,16 @@ import models from 'models.js';
 // only 32 levels deep, and stands still meanwhile: two seconds for 16 MB of small members, where this takes 0.1.
 const MODEL = /(?<!\\)"model"\s*:\s*"((?:[^"\\]|\\.){0,512})"/g;
 const READABLE = 1 << 20;
+// Routes that tell the tokens of a stream only where they are asked to. The others always do.
+const TELLS_USAGE_IF_ASKED = /\/v1\/(chat\/)?completions$/;
+const STREAM = /"stream"\s*:\s*true/;
+// As vLLM's several routes name them. What a model says stands in a string, where quotes have a backslash.
+const TOKENS = '_tokens":';
+const PROMPT_TOKENS = /"(?:prompt|input)_tokens":\s*([0-9]+)/g;
+const COMPLETION_TOKENS = /"(?:completion|output)_tokens":\s*([0-9]+)/g;
+const USAGE_ALONE = /"choices":\s*\[\].*"usage":/;
+const LONGEST_EVENT = 1 << 12;
+const NEWLINE = 10;
 
 // SHA-256 of the key that a client sends, in hex. NGINX's map compares text without regard to case, which for digests does no harm and for
 // keys would; and so no key lies on the proxy's disk.
@@ -64,15 +74,17 @@ function takesRequests(replica) {
     return isThere(`${folder}/state.json`) && !isThere(`${folder}/away`);
 }
 
-// The upstream group with those replicas that take requests; '' where none does. All but one are a group of their own.
-function poolOf(model) {
+// The upstream group with those replicas that take requests; '' where none does. All but one are a group of their own, and those of a
+// session are groups that send all of its requests to the same replica.
+function poolOf(model, session) {
     const here = model.replicas.map((replica, index) => index).filter((index) => takesRequests(model.replicas[index]));
     const away = model.replicas.length - here.length;
+    const sticky = session && here.length > 1 ? '_session' : '';
     if (!away) {
-        return `vllm_${model.name}`;
+        return `vllm_${model.name}${sticky}`;
     }
     if (away === 1 && here.length > 1) {
-        return `vllm_${model.name}_without_${model.replicas.findIndex((replica, index) => here.indexOf(index) < 0)}`;
+        return `vllm_${model.name}_without_${model.replicas.findIndex((replica, index) => here.indexOf(index) < 0)}${sticky}`;
     }
     return here.length ? `vllm_${model.name}_only_${here[Math.floor(Math.random() * here.length)]}` : '';
 }
@@ -103,11 +115,66 @@ function route(r) {
         return;
     }
     r.variables.vllm_model = model.name;
-    r.variables.vllm_pool = poolOf(model);
-    if (r.variables.vllm_pool) {
-        r.internalRedirect('@vllm');
-    } else {
+    r.variables.vllm_pool = poolOf(model, r.variables.vllm_session);
+    if (!r.variables.vllm_pool) {
         r.return(503);
+        return;
+    }
+    r.variables.vllm_body = r.variables.vllm_log_tokens && withUsage(r.variables.vllm_route, r.requestText || '');
+    r.internalRedirect(r.variables.vllm_body ? '@vllm_with_usage' : '@vllm');
+}
+
+// ---- Tokens ---------------------------------------------------------------------------------------------------------
+
+// A request for a stream, with the wish for an event at its end that says how many tokens it had; '' where that cannot be wished for.
+function withUsage(path, text) {
+    if (!TELLS_USAGE_IF_ASKED.test(path) || text.length > READABLE || !STREAM.test(text)) {
+        return '';
+    }
+    try {
+        const body = JSON.parse(text);
+        // Only where it is a stream: vLLM refuses the wish for anything else. A wish of the client's own stays as it is.
+        return body.stream === true && !body.stream_options ? text.replace('{', '{"stream_options":{"include_usage":true},') : '';
+    } catch (e) {
+        return '';
+    }
+}
+
+function count(r, text) {
+    [['vllm_prompt_tokens', PROMPT_TOKENS], ['vllm_completion_tokens', COMPLETION_TOKENS]].forEach((one) => {
+        let match;
+        one[1].lastIndex = 0;
+        while ((match = one[1].exec(text)) !== null) {
+            r.variables[one[0]] = match[1];
+        }
+    });
+}
+
+// What came of an answer and is not through yet: an event that has begun. Each request has variables of its own.
+let begun = Buffer.from('');
+
+// Reads the tokens out of an answer. The event with them is taken out where only the gateway has asked for it, since many clients take the
+// list of choices to be never empty.
+function meter(r, data, flags) {
+    // Whole events without them. njs frees no memory before the request's end, so nothing is made here of each.
+    const whole = data.length > 1 && data[data.length - 1] === NEWLINE && data[data.length - 2] === NEWLINE;
+    if (whole && !begun.length && data.indexOf(TOKENS) < 0) {
+        r.sendBuffer(data, flags);
+        return;
+    }
+    let all = begun.length ? Buffer.concat([begun, data]) : data;
+    const last = all.lastIndexOf('\n\n');
+    const end = flags.last ? all.length : last >= 0 ? last + 2 : Math.max(0, all.length - LONGEST_EVENT);
+    begun = all.subarray(end);
+    all = all.subarray(0, end);
+    if (all.indexOf(TOKENS) >= 0) {
+        count(r, all.toString());
+        if (r.variables.vllm_body) {
+            all = all.toString().split('\n\n').filter((event) => !USAGE_ALONE.test(event)).join('\n\n');
+        }
+    }
+    if (all.length || flags.last) {
+        r.sendBuffer(all, flags);
     }
 }
 
@@ -132,4 +199,4 @@ function ready(r) {
     }
 }
 
-export default { client, keyDigest, list, modelOf, poolOf, ready, route };
+export default { client, keyDigest, list, meter, modelOf, poolOf, ready, route };

@@ -266,3 +266,31 @@ def test_without_a_model_the_only_one_or_the_default_one_answers(make_gateway: C
     assert make_gateway({"llama": (["llama-3"], 1)}).chat({"prompt": "Hi"})[1]["engine"] == "llama-0"
     two = make_gateway({"llama": (["llama-3"], 1), "qwen": (["q"], 1)}, default="qwen")
     assert two.chat({"prompt": "Hi"})[1]["engine"] == "qwen-0"
+
+
+def test_a_session_stays_with_its_replica_as_long_as_that_is_there(make_gateway: Callable[..., Any]) -> None:
+    gateway = make_gateway({"llama": (["llama-3"], 3), "qwen": (["q"], 1)}, vllm_nginx_session_header="X-Session-Id")
+
+    def where(session: str) -> str:
+        answers = [
+            gateway.ask("POST", "/v1/completions", {"model": "llama-3"}, **{"X-Session-Id": session})[2]["engine"]
+            for _ in range(3)
+        ]
+        assert len(set(answers)) == 1, (session, answers)
+        return str(answers[0])
+
+    sessions = [f"session-{number}" for number in range(24)]
+    before = {session: where(session) for session in sessions}
+    assert set(before.values()) == {"llama-0", "llama-1", "llama-2"}
+    gateway.set_away("llama-1")
+    after = {session: where(session) for session in sessions}
+    assert {session for session in sessions if after[session] != before[session]} == {
+        session for session in sessions if before[session] == "llama-1"
+    }
+    gateway.set_away("llama-0")
+    assert {where(session) for session in sessions} == {"llama-2"}
+    gateway.set_away("llama-0", away=False)
+    gateway.set_away("llama-1", away=False)
+    # Without the header, wherever there is least to do.
+    assert set(Counter(gateway.chat({"model": "llama-3"})[1]["engine"] for _ in range(30))) == set(before.values())
+    assert gateway.ask("POST", "/v1/completions", {"model": "q"}, **{"X-Session-Id": "x"})[2]["engine"] == "qwen-0"
