@@ -78,7 +78,7 @@ def records(keys: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
         {
             "name": entry["name"],
             "digest": digest_of(entry),
-            "expires": int(moment.timestamp()) if (moment := _moment(entry.get("expires"))) else 0,
+            "expires": int(when.timestamp()) if (when := moment(entry.get("expires"))) else 0,
             "models": list(entry.get("models") or []),
             **{option: int(entry.get(option) or 0) for option in LIMITS},
         }
@@ -181,7 +181,7 @@ def _text_fault(key: object) -> str:
     return ""
 
 
-def _moment(value: object) -> datetime.datetime | None:
+def moment(value: object) -> datetime.datetime | None:
     """A moment with its zone; YAML makes one of an unquoted text by itself, in UTC. None for anything else."""
     if isinstance(value, str):
         try:
@@ -195,7 +195,7 @@ def _moment(value: object) -> datetime.datetime | None:
 
 
 def _expiry_fault(entry: Mapping[str, Any]) -> str:
-    if entry.get("expires") in (None, "") or _moment(entry["expires"]):
+    if entry.get("expires") in (None, "") or moment(entry["expires"]):
         return ""
     return "its expires is no moment with a time zone. It needs one such as 2027-01-31T00:00:00Z."
 

@@ -269,6 +269,15 @@ def check_keys(endpoint: Endpoint, prefix: str) -> list[Check]:
     return checks
 
 
+def check_further_keys(endpoint: Endpoint, prefix: str, keys: Sequence[str]) -> Check:
+    """Each of these opens as well."""
+    path = f"{prefix}/v1/models"
+    statuses = [endpoint.ask("GET", path, key=key).status for key in keys]
+    detail = f"GET {path}: {', '.join(map(str, statuses))}"
+    remedy = "Is the proxy's configuration that of this inventory? Run site.yml with --tags proxy."
+    return Check("further keys", all(status == 200 for status in statuses), detail, remedy)
+
+
 def check_model(endpoint: Endpoint, model: Model) -> list[Check]:
     """Every name answers with a token, the list shows them, another name is a 404, and a stream is one."""
     where = f"{model.prefix}/v1"
@@ -359,6 +368,7 @@ def verify(
     models: Sequence[Model],
     addresses: Sequence[str],
     ports: Sequence[int],
+    further_keys: Sequence[str] = (),
 ) -> list[Check]:
     """Try all that a client relies on. Where the certificate fails, what needs it is not tried."""
     checks = check_closed(addresses, ports, timeout_s=3.0)
@@ -370,6 +380,8 @@ def verify(
     steps: list[tuple[str, Callable[[], list[Check]]]] = []
     if models:
         steps.append(("keys", partial(check_keys, endpoint, models[0].prefix)))
+    if models and further_keys:
+        steps.append(("further keys", lambda: [check_further_keys(endpoint, models[0].prefix, further_keys)]))
     steps += [(f"{model.prefix}/v1", partial(check_model, endpoint, model)) for model in models]
     for name, step in steps:
         try:

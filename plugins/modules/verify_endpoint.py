@@ -32,6 +32,11 @@ options:
     description: A client's key.
     type: str
     required: true
+  further_keys:
+    description: Keys that must open the endpoint as well.
+    type: list
+    elements: str
+    default: []
   models:
     description: Models as P(gpuops.vllm.proxy_models#filter) returns them.
     type: list
@@ -100,6 +105,7 @@ def main() -> None:
         argument_spec={
             "domain": {"type": "str", "required": True},
             "api_key": {"type": "str", "required": True, "no_log": True},
+            "further_keys": {"type": "list", "elements": "str", "default": [], "no_log": True},
             "models": {"type": "list", "elements": "dict", "default": []},
             "ca_file": {"type": "path", "default": ""},
             "ca_pem": {"type": "str", "default": ""},
@@ -135,6 +141,7 @@ def main() -> None:
         models_to_ask(params["models"]),
         [params["domain"], *params["addresses"]],
         ports,
+        params["further_keys"],
     )
     result: dict[str, Any] = {"changed": False, "checks": [], "probes": []}
     if params["probes"] and all(check.ok for check in checks):

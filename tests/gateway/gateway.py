@@ -160,8 +160,9 @@ class Gateway:
         self.root = root
         self.http_port, self.https_port, self.status_port = free_port(), free_port(), free_port()
         self._trees = itertools.count()
+        self._trusted = ""
         self._wanted: dict[str, Any] = {"instances": instances, "clients": clients, "variables": variables}
-        self._make_certificate()
+        self.make_certificate()
         self._write()
         self._nginx = [str(nginx()), "-p", str(root), "-c", str(root / "nginx.conf"), "-e", str(root / "error.log")]
         self._process = subprocess.Popen([*self._nginx, "-g", "daemon off;"], stderr=subprocess.PIPE, text=True)
@@ -204,13 +205,29 @@ class Gateway:
         finally:
             connection.close()
 
-    def _make_certificate(self) -> None:
+    @property
+    def instances(self) -> list[dict[str, Any]]:
+        """What it leads to."""
+        return list(self._wanted["instances"])
+
+    def served(self) -> bytes:
+        """The certificate that new connections get."""
+        connection = self.connect(verify=False)
+        try:
+            assert isinstance(connection.sock, ssl.SSLSocket)
+            return connection.sock.getpeercert(binary_form=True) or b""
+        finally:
+            connection.close()
+
+    def make_certificate(self) -> None:
+        """A new one in the place of that from before, which answers from the next reload on."""
         curve = ["-newkey", "ec", "-pkeyopt", "ec_paramgen_curve:P-256", "-nodes"]
         subject = ["-subj", f"/CN={DOMAIN}", "-addext", f"subjectAltName=DNS:{DOMAIN}"]
         pair = ["-keyout", str(self.root / "privkey.pem"), "-out", str(self.root / "fullchain.pem")]
         subprocess.run(
             ["openssl", "req", "-x509", *curve, "-days", "2", *subject, *pair], check=True, capture_output=True
         )
+        self._trusted += (self.root / "fullchain.pem").read_text()
 
     def _write(self) -> None:
         self._tree = self.root / f"tree{next(self._trees)}"
@@ -269,9 +286,11 @@ class Gateway:
         """The access log."""
         return [json.loads(line) for line in (self.root / "access.log").read_text().splitlines()]
 
-    def connect(self) -> http.client.HTTPSConnection:
-        """A connection that is open already."""
-        context = ssl.create_default_context(cafile=str(self.root / "fullchain.pem"))
+    def connect(self, verify: bool = True) -> http.client.HTTPSConnection:
+        """A connection that is open already; it trusts every certificate that this gateway has had."""
+        context = ssl.create_default_context(cadata=self._trusted)
+        if not verify:
+            context.check_hostname, context.verify_mode = False, ssl.CERT_NONE
         raw = socket.create_connection(("127.0.0.1", self.https_port), 30)
         connection = http.client.HTTPSConnection(DOMAIN, timeout=30)
         connection.sock = context.wrap_socket(raw, server_hostname=DOMAIN)

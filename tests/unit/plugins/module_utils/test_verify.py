@@ -130,6 +130,12 @@ def test_all_is_well(endpoint: _verify.Endpoint) -> None:
     ]
 
 
+def test_further_keys_must_open_as_well(endpoint: _verify.Endpoint) -> None:
+    assert _verify.check_further_keys(endpoint, "", [KEY, KEY]).ok
+    check = _verify.check_further_keys(endpoint, "", [KEY, "no-such-key-0123456789"])
+    assert (check.ok, check.detail) == (False, "GET /v1/models: 200, 401")
+
+
 @pytest.mark.parametrize(
     ("fault", "expected"),
     [
