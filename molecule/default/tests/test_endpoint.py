@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import functools
 import json
+import operator
 import os
 import socket
 import subprocess
@@ -12,7 +14,9 @@ from itertools import pairwise
 from typing import Any
 
 import endpoint
+import langchain_openai
 import openai
+import pydantic
 import pytest
 
 testinfra_hosts = ["ansible://gpu01"]
@@ -127,6 +131,42 @@ def test_messages_work() -> None:
         },
     )
     assert answer.json()["content"][0]["text"] == QUESTIONS[0]["answer"]
+
+
+def test_langchain_works_and_counts_what_vllm_counts(client: openai.OpenAI) -> None:
+    chat = langchain_openai.ChatOpenAI(
+        model="gpuops-demo",
+        base_url=endpoint.url(HOST, "/v1"),
+        api_key=pydantic.SecretStr(endpoint.KEY.read_text().strip()),
+        http_client=endpoint.http(),
+        temperature=0,
+        max_retries=0,
+    )
+    answer = chat.invoke(QUESTIONS[0]["ask"][0])
+    assert answer.content == QUESTIONS[0]["answer"]
+    streamed = functools.reduce(operator.add, chat.stream(QUESTIONS[0]["ask"][0], stream_usage=True))
+    assert streamed.content == answer.content
+    assert answer.usage_metadata
+    assert streamed.usage_metadata == answer.usage_metadata
+
+
+def test_the_access_log_tells_the_tokens_of_a_stream_that_says_nothing_of_them(
+    client: openai.OpenAI, host: Any
+) -> None:
+    said: Any = {
+        "model": "gpuops-demo",
+        "messages": [{"role": "user", "content": QUESTIONS[0]["ask"][0]}],
+        "temperature": 0,
+    }
+    usage = client.chat.completions.create(**said).usage
+    events = list(client.chat.completions.create(**said, stream=True))
+    assert all(event.choices and event.usage is None for event in events)
+    # NGINX writes the line once the stream is over.
+    time.sleep(0.5)
+    last = json.loads(host.check_output("tail -n 1 /var/log/nginx/vllm_access.log"))
+    assert usage
+    assert (last["prompt_tokens"], last["completion_tokens"]) == (usage.prompt_tokens, usage.completion_tokens)
+    assert (last["client"], last["model"], last["status"]) == ("demo", "demo", 200)
 
 
 def test_the_model_has_a_path_of_its_own() -> None:
