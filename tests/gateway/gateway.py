@@ -5,6 +5,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import html
 import http.client
 import http.server
@@ -71,6 +72,7 @@ class Engine:
         self.asked: list[dict[str, Any]] = []
         self.arrived = 0
         self.pace_s = 0.0
+        self.connections: set[socket.socket] = set()
         #: A stream to say as it is, in these pieces, in the place of its events.
         self.pieces: list[bytes] = []
         #: Members of answers in one piece, besides what was asked.
@@ -84,6 +86,12 @@ class Engine:
             protocol_version = "HTTP/1.1"
 
             def do_POST(self) -> None:
+                # Who asked may be gone.
+                with contextlib.suppress(OSError):
+                    self._answer()
+
+            def _answer(self) -> None:
+                engine.connections.add(self.connection)
                 body = self.rfile.read(int(self.headers.get("Content-Length", 0)))
                 engine.arrived += 1
                 engine.answers.wait()
@@ -127,6 +135,13 @@ class Engine:
         if (request.get("stream_options") or {}).get("include_usage"):
             said.append({"choices": [], "usage": {"prompt_tokens": 7, "completion_tokens": request["max_tokens"]}})
         return [f"data: {json.dumps(one)}\n\n".encode() for one in said] + [b"data: [DONE]\n\n"]
+
+    def die(self) -> None:
+        """As by SIGKILL: every connection breaks, and no new one comes about."""
+        self.stop()
+        for connection in self.connections:
+            with contextlib.suppress(OSError):
+                connection.shutdown(socket.SHUT_RDWR)
 
     def stop(self) -> None:
         """Refuse connections from now on."""

@@ -89,6 +89,24 @@ function poolOf(model, session) {
     return here.length ? `vllm_${model.name}_only_${here[Math.floor(Math.random() * here.length)]}` : '';
 }
 
+// Seconds until a model is likely to take requests again, by how long its last load took; '' where nothing tells. The SDKs come back twice, and
+// wait for 60 s at most.
+function waitFor(model) {
+    const now = Date.now() / 1000;
+    const ends = [];
+    model.replicas.forEach((replica) => {
+        const folder = `/run/vllm/${replica.name}`;
+        try {
+            const load = Number(fs.readFileSync(`${folder}/load_s`));
+            const state = isThere(`${folder}/state.json`) ? JSON.parse(fs.readFileSync(`${folder}/state.json`)) : {};
+            ends.push((state.state === 'loading' ? state.since : now) + load);
+        } catch (e) {
+            // It has not loaded since the host's start.
+        }
+    });
+    return ends.length ? String(Math.ceil(Math.min(60, Math.max(5, Math.min.apply(null, ends) - now + 2)))) : '';
+}
+
 function refuse(r, status, code, message) {
     r.headersOut['Content-Type'] = 'application/json';
     r.return(status, JSON.stringify({ error: { message, type: 'invalid_request_error', param: 'model', code } }));
@@ -117,6 +135,7 @@ function route(r) {
     r.variables.vllm_model = model.name;
     r.variables.vllm_pool = poolOf(model, r.variables.vllm_session);
     if (!r.variables.vllm_pool) {
+        r.variables.vllm_wait = waitFor(model);
         r.return(503);
         return;
     }

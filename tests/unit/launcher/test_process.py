@@ -72,6 +72,8 @@ def test_a_whole_life(rig: Rig) -> None:
     assert not away.exists()
     state = rig.state()
     assert (state["state"], state["digest"]) == ("serving", "digest-1")
+    load_s = rig.state_file.with_name("load_s")
+    assert (0 <= int(load_s.read_text()) < 30, stat.S_IMODE(load_s.stat().st_mode)) == (True, 0o644)
     assert state["message"].startswith("first token by POST /v1/completions after ")
     assert abs(state["since"] - time.time()) < 10
     assert stat.S_IMODE(rig.state_file.stat().st_mode) == 0o644

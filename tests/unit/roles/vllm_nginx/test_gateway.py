@@ -5,6 +5,7 @@
 
 from __future__ import annotations
 
+import http.client
 import json
 import time
 from collections import Counter
@@ -260,6 +261,32 @@ def test_a_dead_replica_costs_no_request(make_gateway: Callable[..., Any]) -> No
     gateway.engines["llama-0"].stop()
     answers = [gateway.chat({"model": "llama-3"}) for _ in range(20)]
     assert [(status, said["engine"]) for status, said in answers] == [(200, "llama-1")] * 20
+
+
+def test_a_replica_that_dies_under_load_takes_only_its_own_requests_along(make_gateway: Callable[..., Any]) -> None:
+    gateway = make_gateway({"llama": (["llama-3"], 2)})
+    for engine in gateway.engines.values():
+        engine.pace_s = 0.05
+    body = {"model": "llama-3", "stream": True, "max_tokens": 40, "messages": []}
+
+    def stream(_number: int) -> bool:
+        try:
+            return bool(gateway.stream(body).endswith("data: [DONE]\n\n"))
+        except http.client.HTTPException:
+            return False
+
+    with ThreadPoolExecutor(20) as pool:
+        streams = [pool.submit(stream, number) for number in range(20)]
+        deadline = time.monotonic() + 10
+        while sum(engine.arrived for engine in gateway.engines.values()) < 20:
+            assert time.monotonic() < deadline
+            time.sleep(0.02)
+        taken = gateway.engines["llama-0"].arrived
+        gateway.engines["llama-0"].die()
+        after = [gateway.chat({"model": "llama-3"})[0] for _ in range(20)]
+        whole = [one.result() for one in streams]
+    assert (taken, after) == (10, [200] * 20)
+    assert whole.count(False) == taken
 
 
 def test_without_a_model_the_only_one_or_the_default_one_answers(make_gateway: Callable[..., Any]) -> None:
