@@ -10,6 +10,7 @@ from typing import Any
 
 from ansible.errors import AnsibleFilterError
 from ansible_collections.gpuops.vllm.plugins.module_utils import _checks, _clients
+from ansible_collections.gpuops.vllm.plugins.plugin_utils import _provided
 
 
 def nginx_clients(keys: Any) -> str:
@@ -37,6 +38,7 @@ def proxy_models(instances: Any) -> list[dict[str, Any]]:
 class FilterModule:
     def filters(self) -> dict[str, Callable[..., Any]]:
         return {
+            "certificate_pair_problems": _provided.problems,
             "certificate_problems": _checks.certificate_problems,
             "client_key_problems": _clients.problems,
             "domain_problems": _checks.domain_problems,

@@ -15,7 +15,8 @@ _EMAIL = re.compile(r"(?!-)[^@\s]+@[^@\s.]+(\.[^@\s.]+)+")
 _SIZE = re.compile(r"[0-9]+[kKmMgG]?", re.ASCII)
 _CERTIFICATE = re.compile(r"-----BEGIN CERTIFICATE-----[A-Za-z0-9+/=\s]+-----END CERTIFICATE-----", re.ASCII)
 _HTTPS_URL = re.compile(r"https://[^\s/]+/?\S*")
-TLS_MODES = ("letsencrypt", "acme", "selfsigned")
+ACME_MODES = ("letsencrypt", "acme")
+TLS_MODES = (*ACME_MODES, "provided", "selfsigned")
 
 
 def domain_problems(value: Any, variable: str) -> list[str]:
@@ -75,7 +76,7 @@ def certificate_problems(settings: Mapping[str, Any]) -> list[str]:
         return [f"vllm_tls_mode is {mode!r}: it needs one of {', '.join(TLS_MODES)}. Correct it in the inventory."]
     problems = []
     email = settings["email"]
-    if (mode == "letsencrypt" or email) and mode != "selfsigned" and not _EMAIL.fullmatch(str(email)):
+    if mode in ACME_MODES and (mode == "letsencrypt" or email) and not _EMAIL.fullmatch(str(email)):
         problems.append(
             f"vllm_acme_email is {email!r}: {mode} needs an address that somebody reads, such as ops@example.com. Set it"
             " in the inventory; for a trial without one, vllm_tls_mode: selfsigned."

@@ -30,9 +30,11 @@ options:
   mode:
     description:
       - V(acme) orders from O(server).
-      - V(selfsigned) makes a self-signed certificate. One from an authority gives way to it, and is not renewed any more.
+      - V(provided) installs O(chain_pem) with O(key_pem).
+      - V(selfsigned) makes a self-signed certificate.
+      - To either of these one from an authority gives way, and is not renewed any more.
     type: str
-    choices: [acme, selfsigned]
+    choices: [acme, provided, selfsigned]
     required: true
   domain:
     description: DNS name of the endpoint.
@@ -50,6 +52,14 @@ options:
     description:
       - Certificates (PEM) that vouch for the authority's own HTTPS, where the host does not know it yet.
       - They go into the host's trust, since certbot's timer has no other place to find them. Empty takes them out again.
+    type: str
+    default: ''
+  chain_pem:
+    description: With O(mode=provided), the endpoint's certificate and then each time the one that signed it (PEM).
+    type: str
+    default: ''
+  key_pem:
+    description: With O(mode=provided), its private key (PEM).
     type: str
     default: ''
   webroot:
@@ -130,10 +140,10 @@ class Certificate:
     def fail(self, message: str) -> NoReturn:
         self.module.fail_json(msg=message, actions=self.actions, changed=bool(self.actions))
 
-    def run(self, command: list[str], what: str, attempts: int = 1) -> None:
-        """Run a command. A further attempt is only for an authority that asks for one, see `ORDER_ATTEMPTS`."""
+    def run(self, command: list[str], what: str, attempts: int = 1, data: str | None = None) -> None:
+        """Run a command with ``data`` to read. A further attempt is only for an authority that asks for one, see `ORDER_ATTEMPTS`."""
         for attempt in range(1, attempts + 1):
-            rc, out, err = self.module.run_command(command)
+            rc, out, err = self.module.run_command(command, data=data, binary_data=True)
             if rc == 0:
                 return
             errors = _certificate.authority_errors(_files.shown(_files.read_text(LOG) or "")) if attempts > 1 else []
@@ -165,14 +175,34 @@ class Certificate:
             TRUSTED.unlink()
         self.run(["update-ca-certificates"], "update-ca-certificates")
 
-    # ---- Self-signed -------------------------------------------------------------------------------------------------
-
-    def selfsigned(self) -> None:
-        self.trust()
+    def give_up_lineage(self) -> None:
+        """Have certbot forget its certificate; the one that is installed stays."""
         if RENEWAL.exists():
             self.actions.append("gave up certbot's certificate, so that it does not come back when it renews")
             if not self.module.check_mode:
                 self.run(["certbot", "delete", "--non-interactive", "--cert-name", LINEAGE], "certbot delete")
+
+    # ---- Provided ----------------------------------------------------------------------------------------------------
+
+    def provided(self) -> None:
+        self.trust()
+        self.give_up_lineage()
+        wanted = {_certificate.CHAIN: self.params["chain_pem"], _certificate.KEY: self.params["key_pem"]}
+        wanted = {name: f"{text.strip()}\n" for name, text in wanted.items()}
+        install = any(_files.read_text(self.tls_dir / "current" / name) != text for name, text in wanted.items())
+        if install:
+            self.actions.append("installed the certificate")
+            if not self.module.check_mode:
+                hook = [self.params["hook"], "--tls-dir", str(self.tls_dir), "-"]
+                self.run(hook, "The installation of the certificate", data="".join(wanted.values()))
+        if not (install and self.module.check_mode):
+            self.have_it_served(reloaded=install)
+
+    # ---- Self-signed -------------------------------------------------------------------------------------------------
+
+    def selfsigned(self) -> None:
+        self.trust()
+        self.give_up_lineage()
         if _certificate.current(self.tls_dir) != _certificate.placeholder_name(self.domain):
             self.actions.append("made a self-signed certificate")
             if not self.module.check_mode:
@@ -286,10 +316,7 @@ class Certificate:
             self.run(["systemctl", "enable", "--now", TIMER], f"systemctl enable {TIMER}")
 
     def converge(self) -> NoReturn:
-        if self.params["mode"] == "acme":
-            self.acme()
-        else:
-            self.selfsigned()
+        {"acme": self.acme, "provided": self.provided, "selfsigned": self.selfsigned}[self.params["mode"]]()
         self.module.exit_json(changed=bool(self.actions), actions=self.actions)
 
 
@@ -298,18 +325,20 @@ def main() -> None:
     os.umask(0o022)
     module = AnsibleModule(
         argument_spec={
-            "mode": {"type": "str", "choices": ["acme", "selfsigned"], "required": True},
+            "mode": {"type": "str", "choices": ["acme", "provided", "selfsigned"], "required": True},
             "domain": {"type": "str", "required": True},
             "server": {"type": "str", "default": ""},
             "email": {"type": "str", "default": ""},
             "ca_pem": {"type": "str", "default": ""},
+            "chain_pem": {"type": "str", "default": ""},
+            "key_pem": {"type": "str", "default": "", "no_log": True},
             "webroot": {"type": "path", "default": "/var/www/vllm-acme"},
             "tls_dir": {"type": "path", "default": "/etc/vllm/tls"},
             "hook": {"type": "path", "default": "/usr/local/sbin/vllm-install-certificate"},
             "check_http": {"type": "bool", "default": True},
             "claim": {"type": "str", "default": ""},
         },
-        required_if=[("mode", "acme", ["server"])],
+        required_if=[("mode", "acme", ["server"]), ("mode", "provided", ["chain_pem", "key_pem"])],
         supports_check_mode=True,
     )
     # What is read here is compared with the programs' own words.

@@ -92,7 +92,10 @@ SETTINGS = {
         ({"mode": "selfsigned", "email": ""}, ""),
         ({"mode": "selfsigned", "email": "nobody"}, ""),
         ({"mode": "acme", "email": "", "directory": "https://acme.example.com/dir"}, ""),
-        ({"mode": "none"}, "vllm_tls_mode is 'none': it needs one of letsencrypt, acme, selfsigned. Correct it"),
+        (
+            {"mode": "none"},
+            "vllm_tls_mode is 'none': it needs one of letsencrypt, acme, provided, selfsigned. Correct it",
+        ),
         ({"mode": ["acme"]}, "vllm_tls_mode is ['acme']: it needs one of"),
         ({"email": ""}, "vllm_acme_email is '': letsencrypt needs an address"),
         ({"email": "ops@localhost"}, "vllm_acme_email is 'ops@localhost': letsencrypt needs an address"),

@@ -7,12 +7,13 @@ from __future__ import annotations
 
 import fcntl
 import importlib.util
+import io
 import os
 import subprocess
 import threading
 from importlib.machinery import SourceFileLoader
 from pathlib import Path
-from types import ModuleType
+from types import ModuleType, SimpleNamespace
 
 import pytest
 
@@ -67,6 +68,40 @@ def test_a_pair_that_nginx_refuses_is_taken_back(
     assert fault == f"nginx -t -q failed: key values mismatch\n{tls_dir}/current leads to {before} again."
     assert (tls_dir / "current").readlink() == before
     assert names(tls_dir) == {"current", before.name}
+
+
+CHAIN = "-----BEGIN CERTIFICATE-----\nTUlJQg==\n-----END CERTIFICATE-----\n"
+
+
+def pair(key: str, kind: str = "EC PRIVATE KEY") -> str:
+    return f"{CHAIN}{CHAIN}-----BEGIN {kind}-----\n{key}\n-----END {kind}-----\n"
+
+
+def test_a_pair_from_the_standard_input(hook: ModuleType, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(hook, "reload_nginx", lambda: "")
+    for kind in ("EC PRIVATE KEY", "PRIVATE KEY"):
+        # The same chain with its key in another form is another pair.
+        monkeypatch.setattr("sys.stdin", SimpleNamespace(buffer=io.BytesIO(pair("U0VDUkVU", kind).encode())))
+        assert hook.install(Path("-"), tmp_path) == ""
+        assert (tmp_path / "current" / "fullchain.pem").read_text() == CHAIN + CHAIN
+        assert (tmp_path / "current" / "privkey.pem").read_text() == pair("U0VDUkVU", kind).removeprefix(CHAIN + CHAIN)
+        assert (tmp_path / "current" / "privkey.pem").stat().st_mode & 0o777 == 0o600
+    assert len(names(tmp_path)) == 3
+
+
+@pytest.mark.parametrize(
+    ("text", "count"), [("", 0), (CHAIN, 0), (pair("U0VDUkVU") * 2, 2), (pair("U0VDUkVU")[:-9], 0)]
+)
+def test_a_standard_input_without_a_pair(
+    hook: ModuleType, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], text: str, count: int
+) -> None:  # fmt: skip
+    monkeypatch.setattr("sys.stdin", SimpleNamespace(buffer=io.BytesIO(text.encode())))
+    monkeypatch.setattr("sys.argv", ["vllm-install-certificate", "--tls-dir", str(tmp_path), "-"])
+    assert hook.main() == 1
+    assert capsys.readouterr().err == (
+        f"vllm-install-certificate: the standard input has {count} private keys (PEM), needs one\n"
+    )
+    assert names(tmp_path) == set()
 
 
 def test_the_same_pair_again(hook: ModuleType, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
