@@ -1,4 +1,4 @@
-# Run `make` for the list of targets. Everything made lies in .venv, .venv-importer, .build, .lab and .demo (git-ignored).
+# Run `make` for the list of targets. Everything made lies in .venv, .venv-importer, .venv-scanners, .build, .lab and .demo (git-ignored).
 SHELL := /bin/bash
 .SHELLFLAGS := -euo pipefail -c
 .DEFAULT_GOAL := help
@@ -17,6 +17,7 @@ export PYTHONDONTWRITEBYTECODE := 1
 CONTROL := $(VENV)/.control
 TOOLS := $(VENV)/.tools
 IMPORTER := .venv-importer/.made
+SCANNERS := .venv-scanners/.made
 # Debian's NGINX, which the unit tests of the proxy run; without apt they say why they are skipped.
 NGINX := .build/nginx/.made
 # OpenAI's client for JavaScript, with which the tests ask as well.
@@ -38,6 +39,10 @@ $(TOOLS): $(CONTROL) tests/requirements.txt
 
 $(IMPORTER): tests/importer-requirements.txt scripts/venv
 	@scripts/venv $(PYTHON) .venv-importer tests/importer-requirements.txt
+	@touch $@
+
+$(SCANNERS): tests/scanner-requirements.txt scripts/venv
+	@scripts/venv $(PYTHON) .venv-scanners tests/scanner-requirements.txt
 	@touch $@
 
 .PHONY: venv
@@ -85,7 +90,7 @@ $(NGINX): scripts/nginx
 	@mkdir -p .build/nginx && touch $@
 
 .PHONY: unit
-unit: $(TOOLS) $(NGINX) ## Unit tests of the Python and of the repository
+unit: $(TOOLS) $(NGINX) $(SCANNERS) ## Unit tests of the Python and of the repository
 	@pytest --numprocesses=auto
 
 .PHONY: sanity
@@ -131,4 +136,4 @@ clean: ## Remove what the gates made; caches stay
 .PHONY: clean-cache
 clean-cache: clean ## Remove the lab, the tools and every cache as well
 	@if [ -d .lab ]; then python3 molecule/lab/lab.py down; fi
-	@rm -rf $(VENV) .venv-importer "$${XDG_CACHE_HOME:-$$HOME/.cache}/gpuops-vllm" /var/cache/gpuops-vllm
+	@rm -rf $(VENV) .venv-importer .venv-scanners "$${XDG_CACHE_HOME:-$$HOME/.cache}/gpuops-vllm" /var/cache/gpuops-vllm

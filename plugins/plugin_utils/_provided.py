@@ -116,7 +116,7 @@ def _key_faults(settings: Mapping[str, Any], chain: Sequence[Any]) -> Iterator[s
         with path.open("rb") as stream:
             encrypted = stream.read(14) == b"$ANSIBLE_VAULT"
         if mode & 0o077 and not encrypted:
-            yield f"others than its owner may read it (mode {mode:04o}). Say chmod 0600, and get a new key if somebody may have read it; or ansible-vault encrypt."
+            yield f"others than its owner may read it (mode {mode:04o}). Say chmod 0600, or ansible-vault encrypt; and get a new key if somebody has read it."
     try:
         key = load_pem_private_key(str(settings["key"] or settings["key_pem"]).encode(), password=None)
     except TypeError:

@@ -258,8 +258,8 @@ class Gateway:
             "vllm_nginx_status_port": self.status_port,
             **self._wanted["variables"],
         }
-        files = {name: (ROLE / "files" / name).read_text(encoding="utf-8") for name in ("tls.conf", "vllm.js")}
-        files |= {name: render(f"{name}.j2", **own) for name in ("vllm.conf", "errors.conf")}
+        files = {name: (ROLE / "files" / name).read_text(encoding="utf-8") for name in ("vllm.js",)}
+        files |= {name: render(f"{name}.j2", **own) for name in ("vllm.conf", "errors.conf", "tls.conf")}
         files["models.js"] = f"export default {json.dumps(_checks.proxy_models(instances))};\n"
         files[_nginx.KEY_FILE] = _nginx.key_include(ENGINE_KEY)
         records = _clients.records(self._wanted["clients"])

@@ -94,7 +94,11 @@ def test_every_top_level_entry_ships_or_is_ignored(tracked: dict[str, str]) -> N
 def test_requirements_are_pinned_exactly(tracked: dict[str, str]) -> None:
     """And the three environments agree on ansible-core."""
     cores = set()
-    for name in ("requirements.txt", "tests/requirements.txt", "tests/importer-requirements.txt", "constraints.txt"):
+    for name in (
+        "requirements.txt",
+        "constraints.txt",
+        *(f"tests/{one}requirements.txt" for one in ("", "importer-", "scanner-")),
+    ):
         for line in tracked[name].splitlines():
             if line.startswith(("#", "-c ")):
                 continue
