@@ -13,6 +13,14 @@ from ansible_collections.gpuops.vllm.plugins.module_utils import _checks, _clien
 from ansible_collections.gpuops.vllm.plugins.plugin_utils import _provided
 
 
+def certbot_credentials(credentials: Any) -> str:
+    try:
+        return _checks.credentials_file(credentials or {})
+    except (AttributeError, ValueError) as error:
+        fault = str(error) if isinstance(error, ValueError) else "certbot_credentials needs a mapping (value not shown)"
+        raise AnsibleFilterError(fault) from None
+
+
 def nginx_clients(keys: Any) -> str:
     return _of_records(_clients.clients_conf, keys)
 
@@ -38,6 +46,7 @@ def proxy_models(instances: Any) -> list[dict[str, Any]]:
 class FilterModule:
     def filters(self) -> dict[str, Callable[..., Any]]:
         return {
+            "certbot_credentials": certbot_credentials,
             "certificate_pair_problems": _provided.problems,
             "certificate_problems": _checks.certificate_problems,
             "client_key_problems": _clients.problems,

@@ -9,12 +9,14 @@ Who fills it changes (a placeholder, certbot), the path never does.
 from __future__ import annotations
 
 import contextlib
+import errno
+import http.client
 import os
 import re
 import shutil
 import socket
 import ssl
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -123,7 +125,8 @@ class Lineage:
     """What certbot keeps of a certificate."""
 
     server: str
-    webroot: str
+    #: The webroot, or the name of certbot's plugin, such as ``dns-rfc2136``.
+    through: str
     domains: tuple[str, ...]
     begins: float
     ends: float
@@ -138,17 +141,18 @@ def parse_lineage(renewal: str, certificate: str) -> Lineage:
     if len(dates) != 2:
         raise ValueError("openssl names no dates")
     settings = dict(re.findall(r"^[ \t]*(\w+)[ \t]*=[ \t]*(.*?)[ \t]*$", renewal, re.MULTILINE))
+    plugin = settings.get("authenticator", "")
     return Lineage(
         server=settings.get("server", ""),
-        webroot=settings.get("webroot_path", "").rstrip(","),
+        through=settings.get("webroot_path", "").rstrip(",") if plugin == "webroot" else plugin,
         domains=tuple(re.findall(r"DNS:([^\s,]+)", certificate)),
         begins=ssl.cert_time_to_seconds(dates["notBefore"]),
         ends=ssl.cert_time_to_seconds(dates["notAfter"]),
     )
 
 
-def order_reason(found: Lineage | None, domain: str, server: str, webroot: str, now: float) -> str:
-    """Why a certificate has to be ordered; ``""`` if there is no reason to.
+def order_reason(found: Lineage | None, domain: str, server: str, through: str, now: float) -> str:
+    """Why a certificate has to be ordered; ``""`` if there is no reason to. ``through`` as in `Lineage`.
 
     The timer renews at a third of the lifetime; one that is down to a sixth was forgotten.
     """
@@ -158,8 +162,8 @@ def order_reason(found: Lineage | None, domain: str, server: str, webroot: str, 
         return f"the one at hand is for {', '.join(found.domains) or 'no name'}"
     if found.server != server:
         return f"the one at hand is from {found.server or 'nobody'}"
-    if found.webroot != webroot:
-        return f"the one at hand renews through {found.webroot or 'no folder'}"
+    if found.through != through:
+        return f"the one at hand renews through {found.through or 'nothing'}"
     if now >= found.ends:
         return "the one at hand has expired"
     if found.ends - now < (found.ends - found.begins) / 6:
@@ -168,10 +172,19 @@ def order_reason(found: Lineage | None, domain: str, server: str, webroot: str, 
 
 
 def order_command(order: Mapping[str, str], name: str, hook: str, replace: bool) -> list[str]:
-    """The certbot command that gets one certificate by the webroot; ``order`` has domain, server, webroot, email."""
-    command = ["certbot", "certonly", "--non-interactive", "--agree-tos", "--webroot"]
+    """The certbot command that gets one certificate.
+
+    ``order`` has domain, server, email and webroot; or, with dns_plugin, dns_credentials (a file) and dns_propagation_s (``"0"``: the plugin's own).
+    """
+    command = ["certbot", "certonly", "--non-interactive", "--agree-tos"]
     command += ["--cert-name", name, "--domain", order["domain"], "--server", order["server"]]
-    command += ["--webroot-path", order["webroot"], "--key-type", "ecdsa", "--deploy-hook", hook]
+    command += ["--key-type", "ecdsa", "--deploy-hook", hook]
+    if plugin := order.get("dns_plugin"):
+        command += [f"--dns-{plugin}", f"--dns-{plugin}-credentials", order["dns_credentials"]]
+        if order["dns_propagation_s"] != "0":
+            command += [f"--dns-{plugin}-propagation-seconds", order["dns_propagation_s"]]
+    else:
+        command += ["--webroot", "--webroot-path", order["webroot"]]
     command += ["--email", order["email"]] if order["email"] else ["--register-unsafely-without-email"]
     if replace:
         # certbot would keep one that is still good, whoever signed it and whatever names are in it.
@@ -186,3 +199,53 @@ def authority_errors(log: str) -> list[str]:
     """
     found = re.findall(r'"type": "urn:ietf:params:acme:error:(\w+)",\s*"detail": "((?:[^"\\]|\\.)*)"', log)
     return list(dict.fromkeys(f"{kind}: {detail}" for kind, detail in found))
+
+
+# ---- Whether the name leads here ---------------------------------------------------------------------------------------
+
+_NO_WAY_FROM_HERE = (errno.ENETUNREACH, errno.EADDRNOTAVAIL, errno.EAFNOSUPPORT)
+
+
+def addresses(getent: str) -> list[str]:
+    """The addresses that ``getent ahosts`` prints, each once."""
+    return list(dict.fromkeys(line.split()[0] for line in getent.splitlines() if line.strip()))
+
+
+def fetch(address: str, domain: str, path: str, timeout_s: float, port: int = 80) -> str:
+    """What one address of a name answers on port 80, at most 200 characters. Raises OSError, also for another status than 200."""
+    connection = http.client.HTTPConnection(address, port, timeout=timeout_s)
+    try:
+        connection.request("GET", path, headers={"Host": domain})
+        answer = connection.getresponse()
+        text = answer.read(200).decode("ascii", "replace")
+        if answer.status != 200:
+            raise OSError(f"answers {answer.status} {answer.reason}")
+        return text
+    except http.client.HTTPException as error:
+        raise OSError(f"does not speak HTTP ({type(error).__name__})") from None
+    finally:
+        connection.close()
+
+
+def way_fault(found: Sequence[str], own: Sequence[str], token: str, ask: Callable[[str], str]) -> str:
+    """Why the addresses ``found`` of a name do not all lead to this host, whose own are ``own``; ``""`` if they do.
+
+    ``ask`` fetches what an address answers. Through a load balancer the address is not one of ``own``, so that only the answer counts.
+    """
+    if not found:
+        return "no name server knows an address of it"
+    unproven = 0
+    for address in found:
+        try:
+            text = ask(address)
+            fault = "" if text == token else f"port 80 answers with something else ({text[:60]!r})"
+        except OSError as error:
+            # A host without IPv6 cannot say whether its name's IPv6 address is right.
+            if error.errno in _NO_WAY_FROM_HERE and ":" in address:
+                unproven += 1
+                continue
+            fault = f"port 80: {error.strerror or error}"
+        if fault:
+            whose = "which this host has" if address in own else f"and this host has {', '.join(own) or 'no address'}"
+            return f"it leads to {address}, {whose}; there {fault}"
+    return "" if unproven < len(found) else f"it leads to {', '.join(found)}, where this host has no way to"

@@ -14,8 +14,12 @@ _LABEL = re.compile(r"[a-z0-9]([a-z0-9-]{0,61}[a-z0-9])?", re.ASCII)
 _EMAIL = re.compile(r"(?!-)[^@\s]+@[^@\s.]+(\.[^@\s.]+)+")
 _SIZE = re.compile(r"[0-9]+[kKmMgG]?", re.ASCII)
 _CERTIFICATE = re.compile(r"-----BEGIN CERTIFICATE-----[A-Za-z0-9+/=\s]+-----END CERTIFICATE-----", re.ASCII)
+_CREDENTIAL = re.compile(r"[^\x00-\x1f\x7f]+")
 _HTTPS_URL = re.compile(r"https://[^\s/]+/?\S*")
 ACME_MODES = ("letsencrypt", "acme")
+CHALLENGES = ("http-01", "dns-01")
+# certbot's plugins in Debian and Ubuntu (python3-certbot-dns-NAME) that read their credentials from a file of settings.
+DNS_PLUGINS = ("cloudflare", "digitalocean", "dnsimple", "gandi", "gehirn", "linode", "ovh", "rfc2136", "sakuracloud")
 TLS_MODES = (*ACME_MODES, "provided", "selfsigned")
 
 
@@ -68,8 +72,8 @@ def size_problems(value: Any, variable: str) -> list[str]:
 def certificate_problems(settings: Mapping[str, Any]) -> list[str]:
     """Return what keeps a certificate from being had; ``[]`` if nothing does.
 
-    ``settings`` has ``mode``, ``email``, ``directory``, ``ca_file``, ``ca_file_exists`` (on the control node)
-    and ``ca_pem``, that file's text, no word of which is ever part of a message.
+    ``settings`` has ``mode``, ``email``, ``directory``, ``ca_file``, ``ca_file_exists`` (on the control node), ``ca_pem``, that file's text,
+    ``challenge``, ``dns_plugin`` and ``dns_credentials``. No word of the text or of the credentials' values is ever part of a message.
     """
     mode = settings["mode"]
     if mode not in TLS_MODES:
@@ -81,6 +85,8 @@ def certificate_problems(settings: Mapping[str, Any]) -> list[str]:
             f"vllm_acme_email is {email!r}: {mode} needs an address that somebody reads, such as ops@example.com. Set it"
             " in the inventory; for a trial without one, vllm_tls_mode: selfsigned."
         )
+    if mode in ACME_MODES:
+        problems += _challenge_problems(settings)
     if mode == "acme":
         if not _HTTPS_URL.fullmatch(str(settings["directory"])):
             problems.append(
@@ -98,6 +104,49 @@ def certificate_problems(settings: Mapping[str, Any]) -> list[str]:
                 " all may read it, so it needs certificates (BEGIN CERTIFICATE, PEM) and nothing else. Name such a file."
             )
     return problems
+
+
+def _challenge_problems(settings: Mapping[str, Any]) -> list[str]:
+    challenge, plugin, credentials = (settings[name] for name in ("challenge", "dns_plugin", "dns_credentials"))
+    if challenge not in CHALLENGES:
+        return [
+            f"vllm_acme_challenge is {challenge!r}: it needs one of {', '.join(CHALLENGES)}. Correct it in the inventory."
+        ]
+    if challenge != "dns-01":
+        return []
+    if plugin not in DNS_PLUGINS:
+        return [
+            f"vllm_acme_dns_plugin is {plugin!r}: vllm_acme_challenge: dns-01 needs one of {', '.join(DNS_PLUGINS)}. Set it in the inventory."
+        ]
+    needs = f"It needs what the plugin's documentation lists, such as {{dns_{plugin}_...: ...}}, from a vault."
+    if not isinstance(credentials, Mapping) or not credentials:
+        return [f"vllm_acme_dns_credentials is {'empty' if not credentials else 'not a mapping (not shown)'}. {needs}"]
+    wrong = [name for name in credentials if not re.fullmatch(rf"dns_{plugin}_[a-z0-9_]+", str(name), re.ASCII)]
+    if wrong:
+        return [
+            f"vllm_acme_dns_credentials has {', '.join(map(repr, wrong))}, no setting of the plugin {plugin}. {needs}"
+        ]
+    return [
+        f"vllm_acme_dns_credentials, {name} (not shown): certbot's file cannot carry it. It is empty or holds a line break, both kinds of quotes or"
+        " '%('. Correct it."
+        for name, value in credentials.items()
+        if not _is_credential(str(value))
+    ]
+
+
+def _is_credential(value: str) -> bool:
+    return bool(_CREDENTIAL.fullmatch(value)) and "%(" not in value and not ('"' in value and "'" in value)
+
+
+def credentials_file(credentials: Mapping[str, Any]) -> str:
+    """The file of settings in which a DNS plugin of certbot's reads ``credentials``. Raises ValueError, without the value, for one that it cannot carry."""
+    lines = []
+    for name, value in sorted((str(name), str(value)) for name, value in credentials.items()):
+        if not _is_credential(value):
+            raise ValueError(f"{name} (not shown) cannot be carried by certbot's file of credentials")
+        quote = "'" if '"' in value else '"'
+        lines.append(f"{name} = {quote}{value}{quote}\n")
+    return "".join(lines)
 
 
 def _ca_fault(text: str) -> str:

@@ -11,9 +11,9 @@ module: certificate
 short_description: Get an endpoint's certificate and have NGINX serve it
 version_added: 0.1.0
 description:
-  - Orders a certificate by certbot and the webroot of port 80 when there is none, or when the one at hand is for another
+  - Orders a certificate by certbot, through the webroot of port 80 or a DNS plugin, when there is none, or when the one at hand is for another
     name, from another authority, or was forgotten by the timer. At most one order a run, and none on a second run.
-  - Before an order it fetches a token of its own through the name and port 80, as the authority will, since failed
+  - Before an order by port 80 it looks up the name, and fetches a token of its own from each of its addresses, as the authority will, since failed
     orders are counted.
   - A certificate that is there but is not the one NGINX is led to, because a play was cut off in between, is installed.
   - Enables certbot's timer, whose renewals go through the same deploy hook.
@@ -74,8 +74,20 @@ options:
     description: Program that installs a lineage; its argument is the lineage's folder.
     type: path
     default: /usr/local/sbin/vllm-install-certificate
+  dns_plugin:
+    description: Name of certbot's DNS plugin (such as V(rfc2136)) by which the domain is proven; empty for the webroot.
+    type: str
+    default: ''
+  dns_credentials:
+    description: Text of the plugin's file of credentials, as P(gpuops.vllm.certbot_credentials#filter) returns it. It is written for root alone.
+    type: str
+    default: ''
+  dns_propagation_s:
+    description: Seconds to wait until all name servers know the record; V(0) for the plugin's own time.
+    type: int
+    default: 0
   check_http:
-    description: Whether to fetch a token through the name before an order. Not every network lets a host reach itself so.
+    description: Whether to look up the name and fetch a token before an order by the webroot. Not every network lets a host reach itself so.
     type: bool
     default: true
   claim:
@@ -102,9 +114,10 @@ actions:
 """
 
 import os
+import re
 import secrets
 import time
-import urllib.request
+from functools import partial
 from pathlib import Path
 from typing import Any, NoReturn
 
@@ -116,6 +129,7 @@ LINEAGE = "vllm"
 LETSENCRYPT = Path("/etc/letsencrypt")
 RENEWAL = LETSENCRYPT / "renewal" / f"{LINEAGE}.conf"
 LIVE = LETSENCRYPT / "live" / LINEAGE
+CREDENTIALS = LETSENCRYPT / f"{LINEAGE}-dns.ini"
 TRUSTED = Path("/usr/local/share/ca-certificates/vllm-acme.crt")
 BUNDLE = Path("/etc/ssl/certs/ca-certificates.crt")
 TIMER = "certbot.timer"
@@ -140,7 +154,9 @@ class Certificate:
     def fail(self, message: str) -> NoReturn:
         self.module.fail_json(msg=message, actions=self.actions, changed=bool(self.actions))
 
-    def run(self, command: list[str], what: str, attempts: int = 1, data: str | None = None) -> None:
+    def run(
+        self, command: list[str], what: str, attempts: int = 1, data: str | None = None, next_step: str = ""
+    ) -> None:
         """Run a command with ``data`` to read. A further attempt is only for an authority that asks for one, see `ORDER_ATTEMPTS`."""
         for attempt in range(1, attempts + 1):
             rc, out, err = self.module.run_command(command, data=data, binary_data=True)
@@ -150,7 +166,7 @@ class Certificate:
             if attempt == attempts or "badNonce" not in " ".join([out, err, *errors]):
                 lines = [line for line in (out + err).splitlines() if line.strip()]
                 said = "\n".join(f"  {line}" for line in [*lines[-15:], *errors])
-                self.fail(f"{what} failed (exit status {rc}). It says:\n{said}")
+                self.fail(f"{what} failed (exit status {rc}). It says:\n{said}\n{next_step}".rstrip())
 
     # ---- Trust -------------------------------------------------------------------------------------------------------
 
@@ -175,8 +191,34 @@ class Certificate:
             TRUSTED.unlink()
         self.run(["update-ca-certificates"], "update-ca-certificates")
 
+    # ---- Credentials of a DNS provider -------------------------------------------------------------------------------
+
+    def keep_credentials(self) -> None:
+        """Have the file for the DNS plugin as it is wanted, or take it away."""
+        wanted = self.params["dns_credentials"] if self.params["dns_plugin"] else ""
+        # A provider's words may quote them.
+        self.module.no_log_values.update(
+            value for value in re.findall(r"""= ["'](.*)["']$""", wanted, re.MULTILINE) if len(value) >= 12
+        )
+        there = _files.read_text(CREDENTIALS)
+        if wanted:
+            if there == wanted and CREDENTIALS.stat().st_mode & 0o077 == 0:
+                return
+            self.actions.append(f"wrote the DNS credentials ({CREDENTIALS})")
+        elif there is None:
+            return
+        else:
+            self.actions.append(f"removed the DNS credentials ({CREDENTIALS})")
+        if self.module.check_mode:
+            return
+        if wanted:
+            _files.write_atomic(CREDENTIALS, wanted, 0o600)
+        else:
+            CREDENTIALS.unlink()
+
     def give_up_lineage(self) -> None:
-        """Have certbot forget its certificate; the one that is installed stays."""
+        """Have certbot forget its certificate, and how it was got; the one that is installed stays."""
+        self.keep_credentials()
         if RENEWAL.exists():
             self.actions.append("gave up certbot's certificate, so that it does not come back when it renews")
             if not self.module.check_mode:
@@ -251,8 +293,11 @@ class Certificate:
     def acme(self) -> None:
         self.trust()
         found = self.lineage()
-        webroot = str(self.params["webroot"])
-        reason = _certificate.order_reason(found, self.domain, self.params["server"], webroot, time.time())
+        plugin = self.params["dns_plugin"]
+        through = f"dns-{plugin}" if plugin else str(self.params["webroot"])
+        reason = _certificate.order_reason(found, self.domain, self.params["server"], through, time.time())
+        if plugin:
+            self.keep_credentials()
         if reason:
             if not self.module.check_mode:
                 self.order(replace=found is not None)
@@ -266,18 +311,31 @@ class Certificate:
                 self.run(hook, "The installation of the certificate")
         if not self.module.check_mode:
             self.have_it_served(reloaded=bool(reason) or install)
+        if not plugin:
+            # Only now, when nothing renews by them any more.
+            self.keep_credentials()
         self.timer()
 
     def order(self, replace: bool) -> None:
-        webroot = Path(self.params["webroot"])
-        webroot.mkdir(mode=0o755, parents=True, exist_ok=True)
-        if self.params["check_http"]:
-            self.fetch_token(webroot / ".well-known" / "acme-challenge")
-        order = {name: str(self.params[name]) for name in ("domain", "server", "webroot", "email")}
+        order = {
+            name: str(self.params[name])
+            for name in ("domain", "server", "webroot", "email", "dns_plugin", "dns_propagation_s")
+        }
+        order["dns_credentials"] = str(CREDENTIALS)
+        if not order["dns_plugin"]:
+            webroot = Path(self.params["webroot"])
+            webroot.mkdir(mode=0o755, parents=True, exist_ok=True)
+            if self.params["check_http"]:
+                self.fetch_token(webroot / ".well-known" / "acme-challenge")
         hook = f"{self.params['hook']} --tls-dir {self.tls_dir}"
         command = _certificate.order_command(order, LINEAGE, hook, replace)
         what = f"The order of a certificate for {self.domain} from {self.params['server']}"
-        self.run(command, what, ORDER_ATTEMPTS)
+        # The play does not come here again by itself; certbot's log has more than its last lines.
+        next_step = (
+            f"What was served before is served on. More is in {LOG}. Can this host reach the authority, and the authority this host's name? When the"
+            " cause is gone, run the play again (--tags certificate is enough)."
+        )
+        self.run(command, what, ORDER_ATTEMPTS, next_step=next_step)
 
     def fetch_token(self, folder: Path) -> None:
         """Ask for a token as the authority will. An order that fails counts against the authority's limits."""
@@ -288,24 +346,32 @@ class Certificate:
                 left.unlink(missing_ok=True)
         token = secrets.token_hex(16)
         path = folder / f"vllm-{os.getpid()}-{token}"
-        url = f"http://{self.domain}/.well-known/acme-challenge/{path.name}"
         path.write_text(token, encoding="ascii")
         path.chmod(0o644)
-        opener = urllib.request.build_opener(urllib.request.ProxyHandler({}))
+        url = f"/.well-known/acme-challenge/{path.name}"
+        ask = partial(_certificate.fetch, domain=self.domain, path=url, timeout_s=HTTP_TIMEOUT_S)
         try:
-            with opener.open(url, timeout=HTTP_TIMEOUT_S) as answer:
-                text = answer.read(200).decode("ascii", "replace")
-            fault = "" if text == token else f"another host or program answers: {text[:60]!r}"
-        except OSError as error:
-            fault = str(getattr(error, "reason", error))
+            fault = _certificate.way_fault(self.lookup(), self.own_addresses(), token, ask)
         finally:
             path.unlink()
         if fault:
             self.fail(
-                f"{url} does not lead back to this host: {fault}. vllm_domain is {self.domain!r}: its DNS record must name"
-                " this host, and port 80 must be open to the certificate authority. Nothing was ordered. Correct that and"
-                " run the play again; if only this host itself cannot reach it, set vllm_certbot_check_http: false."
+                f"vllm_domain is {self.domain!r}, and it does not lead back to this host: {fault}. Its DNS record must name this host, and port 80 must"
+                " be open to the certificate authority. Nothing was ordered, and what was served before is served on. Correct that and run the play"
+                " again (--tags certificate is enough); if only this host itself cannot reach it, set vllm_certbot_check_http: false."
             )
+
+    def lookup(self) -> list[str]:
+        """The domain's addresses: what name servers say, as an authority asks them, else what /etc/hosts says."""
+        for service in ("dns", "files"):
+            _rc, out, _err = self.module.run_command(["getent", "-s", service, "ahosts", self.domain])
+            if found := _certificate.addresses(out):
+                return found
+        return []
+
+    def own_addresses(self) -> list[str]:
+        _rc, out, _err = self.module.run_command(["hostname", "-I"])
+        return str(out).split()
 
     def timer(self) -> None:
         state = _systemd.show(TIMER, ["UnitFileState", "ActiveState"], self.module.run_command)
@@ -335,6 +401,9 @@ def main() -> None:
             "webroot": {"type": "path", "default": "/var/www/vllm-acme"},
             "tls_dir": {"type": "path", "default": "/etc/vllm/tls"},
             "hook": {"type": "path", "default": "/usr/local/sbin/vllm-install-certificate"},
+            "dns_plugin": {"type": "str", "default": ""},
+            "dns_credentials": {"type": "str", "default": "", "no_log": True},
+            "dns_propagation_s": {"type": "int", "default": 0},
             "check_http": {"type": "bool", "default": True},
             "claim": {"type": "str", "default": ""},
         },

@@ -82,7 +82,12 @@ SETTINGS = {
     "ca_file": "",
     "ca_file_exists": False,
     "ca_pem": "",
+    "challenge": "http-01",
+    "dns_plugin": "",
+    "dns_credentials": {},
 }
+BY_DNS = {"challenge": "dns-01", "dns_plugin": "rfc2136", "dns_credentials": {"dns_rfc2136_secret": KEY}}
+CREDENTIAL = "vllm_acme_dns_credentials, dns_rfc2136_secret (not shown): certbot's file cannot carry it."
 
 
 @pytest.mark.parametrize(
@@ -105,11 +110,45 @@ SETTINGS = {
             {"mode": "acme", "directory": "https://a.b/dir", "ca_file": "/nope"},
             "vllm_acme_ca_file is '/nope': there is no such file on the control node.",
         ),
+        (BY_DNS, ""),
+        ({"mode": "selfsigned", "challenge": "magic"}, ""),
+        ({"challenge": "tls-alpn-01"}, "vllm_acme_challenge is 'tls-alpn-01': it needs one of http-01, dns-01."),
+        ({"challenge": "dns-01"}, "vllm_acme_dns_plugin is '': vllm_acme_challenge: dns-01 needs one of cloudflare, "),
+        (
+            {**BY_DNS, "dns_plugin": "route53"},
+            "vllm_acme_dns_plugin is 'route53': vllm_acme_challenge: dns-01 needs one of",
+        ),
+        (
+            {**BY_DNS, "dns_credentials": {}},
+            "vllm_acme_dns_credentials is empty. It needs what the plugin's documentation lists",
+        ),
+        ({**BY_DNS, "dns_credentials": KEY}, "vllm_acme_dns_credentials is not a mapping (not shown). It needs"),
+        (
+            {**BY_DNS, "dns_credentials": {"api_token": KEY}},
+            "vllm_acme_dns_credentials has 'api_token', no setting of the plugin rfc2136. It needs",
+        ),
+        *(
+            ({**BY_DNS, "dns_credentials": {"dns_rfc2136_secret": value}}, CREDENTIAL)
+            for value in ("", f"{KEY}\nx", f"{KEY}\"'", f"{KEY}%(x)s")
+        ),
     ],
 )
 def test_certificate_settings(changes: dict[str, Any], expected: str) -> None:
     problems = _checks.certificate_problems({**SETTINGS, **changes})
     assert [problem[: len(expected)] for problem in problems] == ([expected] if expected else [])
+    assert KEY not in "".join(problems)
+
+
+def test_the_credentials_file() -> None:
+    """As configobj, with which certbot reads it, has them."""
+    credentials = {"dns_rfc2136_server": "10.0.0.1", "dns_rfc2136_port": 53, "dns_rfc2136_secret": 'a, "b" #c='}
+    assert _checks.credentials_file(credentials) == (
+        'dns_rfc2136_port = "53"\ndns_rfc2136_secret = \'a, "b" #c=\'\ndns_rfc2136_server = "10.0.0.1"\n'
+    )
+    with pytest.raises(
+        ValueError, match=r"^dns_rfc2136_secret \(not shown\) cannot be carried by certbot's file of credentials$"
+    ):
+        _checks.credentials_file({"dns_rfc2136_secret": f"{KEY}\n"})
 
 
 CERTIFICATE = "-----BEGIN CERTIFICATE-----\nTUlJQg==\n-----END CERTIFICATE-----\n"
@@ -132,6 +171,7 @@ PRIVATE_KEY = "-----BEGIN EC PRIVATE KEY-----\nSECRET==\n-----END EC PRIVATE KEY
 )
 def test_the_ca_file_holds_certificates_only(text: str, fault: str) -> None:
     settings = {
+        **SETTINGS,
         "mode": "acme",
         "email": "",
         "directory": "https://a.b/dir",

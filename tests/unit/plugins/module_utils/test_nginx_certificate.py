@@ -4,6 +4,7 @@
 
 from __future__ import annotations
 
+import errno
 import subprocess
 from pathlib import Path
 
@@ -16,6 +17,7 @@ version = 2.1.0
 cert = /etc/letsencrypt/live/vllm/cert.pem
 
 [renewalparams]
+authenticator = webroot
 server = https://acme.example.com/dir
 webroot_path = /var/www/vllm-acme,
 [[webroot_map]]
@@ -42,25 +44,25 @@ def test_parse_lineage() -> None:
 @pytest.mark.parametrize(
     ("found", "domain", "server", "webroot", "days", "reason"),
     [
-        (LINEAGE, "llm.example.com", LINEAGE.server, LINEAGE.webroot, 1, ""),
+        (LINEAGE, "llm.example.com", LINEAGE.server, LINEAGE.through, 1, ""),
         # The timer renews from the 60th day on, and is left to it for half of what is left then.
-        (LINEAGE, "llm.example.com", LINEAGE.server, LINEAGE.webroot, 74, ""),
+        (LINEAGE, "llm.example.com", LINEAGE.server, LINEAGE.through, 74, ""),
         (
             LINEAGE,
             "llm.example.com",
             LINEAGE.server,
-            LINEAGE.webroot,
+            LINEAGE.through,
             76,
             "the one at hand expires in 336 h and was not renewed",
         ),
-        (LINEAGE, "llm.example.com", LINEAGE.server, LINEAGE.webroot, 90, "the one at hand has expired"),
-        (None, "llm.example.com", LINEAGE.server, LINEAGE.webroot, 1, "there is none yet"),
-        (LINEAGE, "new.example.com", LINEAGE.server, LINEAGE.webroot, 1, "the one at hand is for llm.example.com"),
+        (LINEAGE, "llm.example.com", LINEAGE.server, LINEAGE.through, 90, "the one at hand has expired"),
+        (None, "llm.example.com", LINEAGE.server, LINEAGE.through, 1, "there is none yet"),
+        (LINEAGE, "new.example.com", LINEAGE.server, LINEAGE.through, 1, "the one at hand is for llm.example.com"),
         (
             LINEAGE,
             "llm.example.com",
             "https://other/dir",
-            LINEAGE.webroot,
+            LINEAGE.through,
             1,
             "the one at hand is from https://acme.example.com/dir",
         ),
@@ -84,10 +86,68 @@ def test_order_command() -> None:
     order = {"domain": "llm.example.com", "server": "https://a/dir", "webroot": "/w", "email": "ops@example.com"}
     first = _certificate.order_command(order, "vllm", "/hook", replace=False)
     assert first[:2] == ["certbot", "certonly"]
-    assert first[-2:] == ["--email", "ops@example.com"]
+    assert first[-5:] == ["--webroot", "--webroot-path", "/w", "--email", "ops@example.com"]
     assert "--force-renewal" not in first
     again = _certificate.order_command({**order, "email": ""}, "vllm", "/hook", replace=True)
     assert again[-3:] == ["--register-unsafely-without-email", "--force-renewal", "--renew-with-new-domains"]
+
+
+@pytest.mark.parametrize(("seconds", "more"), [("0", []), ("30", ["--dns-rfc2136-propagation-seconds", "30"])])
+def test_order_command_by_dns(seconds: str, more: list[str]) -> None:
+    order = {"domain": "llm.example.com", "server": "https://a/dir", "webroot": "/w", "email": "ops@example.com"}
+    order |= {"dns_plugin": "rfc2136", "dns_credentials": "/etc/letsencrypt/vllm-dns.ini", "dns_propagation_s": seconds}
+    command = _certificate.order_command(order, "vllm", "/hook", replace=False)
+    by_dns = ["--dns-rfc2136", "--dns-rfc2136-credentials", "/etc/letsencrypt/vllm-dns.ini", *more]
+    assert command[command.index("/hook") + 1 : -2] == by_dns
+
+
+def test_a_lineage_by_dns() -> None:
+    renewal = RENEWAL.replace("webroot\n", "dns-rfc2136\n", 1).replace("webroot_path = /var/www/vllm-acme,\n", "")
+    found = _certificate.parse_lineage(renewal, OPENSSL)
+    assert found.through == "dns-rfc2136"
+    reason = _certificate.order_reason(found, "llm.example.com", LINEAGE.server, "/var/www/vllm-acme", BEGINS)
+    assert reason == "the one at hand renews through dns-rfc2136"
+
+
+GETENT = """\
+10.0.0.1        STREAM llm.example.com
+10.0.0.1        DGRAM
+2001:db8::1     STREAM
+2001:db8::1     DGRAM
+"""
+REFUSED, NO_WAY = (
+    ConnectionRefusedError(errno.ECONNREFUSED, "Connection refused"),
+    OSError(errno.ENETUNREACH, "Network is unreachable"),
+)
+
+
+@pytest.mark.parametrize(
+    ("getent", "said", "fault"),
+    [
+        (GETENT, {"10.0.0.1": "token", "2001:db8::1": "token"}, ""),
+        (GETENT, {"10.0.0.1": "token", "2001:db8::1": NO_WAY}, ""),
+        ("203.0.113.7 STREAM x\n", {"203.0.113.7": "token"}, ""),
+        ("", {}, "no name server knows an address of it"),
+        (GETENT, {"10.0.0.1": NO_WAY}, "it leads to 10.0.0.1, which this host has; there port 80: Network is unreachable"),
+        ("2001:db8::1 STREAM x\n", {"2001:db8::1": NO_WAY}, "it leads to 2001:db8::1, where this host has no way to"),
+        (
+            GETENT,
+            {"10.0.0.1": "token", "2001:db8::1": "Welcome"},
+            "it leads to 2001:db8::1, and this host has 10.0.0.1, fe80::1; there port 80 answers with something else ('Welcome')",
+        ),
+        ("10.0.0.9 STREAM x\n", {"10.0.0.9": REFUSED}, "it leads to 10.0.0.9, and this host has 10.0.0.1, fe80::1; there port 80: Connection refused"),
+        (GETENT, {"10.0.0.1": REFUSED}, "it leads to 10.0.0.1, which this host has; there port 80: Connection refused"),
+    ],
+)  # fmt: skip
+def test_whether_a_name_leads_here(getent: str, said: dict[str, str | OSError], fault: str) -> None:
+    def ask(address: str) -> str:
+        answer = said[address]
+        if isinstance(answer, OSError):
+            raise answer
+        return answer
+
+    found = _certificate.addresses(getent)
+    assert _certificate.way_fault(found, ["10.0.0.1", "fe80::1"], "token", ask) == fault
 
 
 def test_placeholder_is_made_once_and_for_its_domain(tmp_path: Path) -> None:
