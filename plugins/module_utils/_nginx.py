@@ -165,4 +165,9 @@ def hint(complaint: str) -> str:
         return "Another program holds the port: 'ss -ltnp' names it. Stop it, and run the play again."
     if "js_import" in complaint or "js_set" in complaint:
         return "The module libnginx-mod-http-js is not loaded: look in /etc/nginx/modules-enabled/."
+    named = re.search(r" in (/\S+):\d+$", complaint, re.MULTILINE)
+    if named and not named[1].startswith("/etc/nginx/vllm/"):
+        return (
+            f"{named[1]} is none of this role's files. Correct it or move it out of /etc/nginx, and run the play again."
+        )
     return "Correct it, and run the play again."

@@ -28,6 +28,12 @@ STREAM_TOKENS = 48
 STREAM_ATTEMPTS = 20
 # A buffer of 4 KiB lets these tokens go in three pieces.
 STREAM_MIN_ARRIVALS = 8
+MIN_DAYS = 14.0
+DAY_S = 86400
+RENEW = (
+    "Nothing has renewed it in time. On the host, 'systemctl list-timers certbot.timer' and 'journalctl -u certbot' say why; site.yml with --tags"
+    " certificate gets a new one, or installs the one that you have put in the place of the old (vllm_tls_mode: provided)."
+)
 
 
 @dataclass(frozen=True)
@@ -208,8 +214,11 @@ def stream_once(endpoint: Endpoint, prefix: str, name: str, kind: Kind) -> Strea
 # ---- Checks ----------------------------------------------------------------------------------------------------------
 
 
-def check_certificate(endpoint: Endpoint, now: float) -> Check:
-    """TLS with the name and the chain verified. ``now`` in seconds since the epoch."""
+def check_certificate(endpoint: Endpoint, now: float, min_days: float = MIN_DAYS) -> list[Check]:
+    """TLS with the name and the chain verified, and then how long the certificate is still good. ``now`` in seconds since the epoch.
+
+    Fewer than ``min_days`` are too few, but never more than a sixth of its lifetime: short-lived ones are renewed at a third.
+    """
     name = "certificate"
     try:
         with (
@@ -223,15 +232,21 @@ def check_certificate(endpoint: Endpoint, now: float) -> Check:
             "For an authority that this machine does not know, set vllm_verify_ca_file to its CA (PEM). A self-signed"
             " placeholder means that vllm_certbot has not got a certificate yet: run site.yml with --tags certificate."
         )
-        return Check(name, False, error.verify_message or str(error), remedy)
+        said = error.verify_message or str(error)
+        return [Check(name, False, said, RENEW if "expired" in said else remedy)]
     except OSError as error:
         remedy = f"Does vllm_domain ({endpoint.domain}) lead to the host, and is port 443 open from here?"
-        return Check(name, False, str(error), remedy)
+        return [Check(name, False, str(error), remedy)]
     issuer = {str(key): str(value) for part in certificate.get("issuer", ()) for key, value in part}
-    ends = str(certificate.get("notAfter", ""))
-    days = int((ssl.cert_time_to_seconds(ends) - now) // 86400) if ends else 0
+    begins, ends = (ssl.cert_time_to_seconds(str(certificate[moment])) for moment in ("notBefore", "notAfter"))
     by = issuer.get("organizationName") or issuer.get("commonName") or "?"
-    return Check(name, True, f"{version}, from {by}, {days} days left")
+    left, lifetime = (ends - now) / DAY_S, (ends - begins) / DAY_S
+    return [
+        Check(name, True, f"{version}, from {by}"),
+        Check(
+            "certificate's end", left >= min(min_days, lifetime / 6), f"{left:.1f} of {lifetime:.0f} days left", RENEW
+        ),
+    ]
 
 
 def check_redirect(endpoint: Endpoint) -> Check:
@@ -369,13 +384,14 @@ def verify(
     addresses: Sequence[str],
     ports: Sequence[int],
     further_keys: Sequence[str] = (),
+    min_days: float = MIN_DAYS,
 ) -> list[Check]:
     """Try all that a client relies on. Where the certificate fails, what needs it is not tried."""
     checks = check_closed(addresses, ports, timeout_s=3.0)
     checks.append(check_redirect(endpoint))
-    certificate = check_certificate(endpoint, time.time())
-    checks.append(certificate)
-    if not certificate.ok:
+    certificate = check_certificate(endpoint, time.time(), min_days)
+    checks += certificate
+    if not certificate[0].ok:
         return checks
     steps: list[tuple[str, Callable[[], list[Check]]]] = []
     if models:

@@ -317,6 +317,8 @@ class Certificate:
         self.timer()
 
     def order(self, replace: bool) -> None:
+        # NGINX would load no new certificate, so none is to be spent.
+        self.run(["nginx", "-t", "-q"], "Nothing was ordered: NGINX's test of its configuration")
         order = {
             name: str(self.params[name])
             for name in ("domain", "server", "webroot", "email", "dns_plugin", "dns_propagation_s")

@@ -16,7 +16,8 @@ description:
   - Reloads NGINX when what it has loaded differs from what is wanted. It asks NGINX itself, on the loopback port, so a
     play that was cut off between the link and the reload is cured by the next one. NGINX is started where it does not
     run and is never restarted, since a restart cuts streams.
-  - A configuration that NGINX refuses changes nothing, and its complaint is the error.
+  - A configuration that NGINX refuses changes nothing, and its complaint is the error. So it is where nothing is to change but a file of somebody
+    else's in C(/etc/nginx) is broken, with which NGINX would not start at the next boot.
   - The key of vLLM is read on the host and is written for root alone. It never passes through Ansible.
   - Where there is no certificate yet, a self-signed one is made, so that NGINX starts and the challenge of a
     certificate authority can be answered.
@@ -250,12 +251,18 @@ class Proxy:
         finally:
             Path(name).unlink()
         if rc != 0:
-            complaint = _nginx.with_lines(_nginx.words(out + err), self.read_tree(tree))
-            if tree != self.live_tree():
+            said = _nginx.words(out + err).replace(name, str(NGINX_DIR / "nginx.conf"))
+            complaint = _nginx.with_lines(said, self.read_tree(tree))
+            new = tree != self.live_tree()
+            if new:
                 shutil.rmtree(tree)
+            what = (
+                "the new configuration"
+                if new
+                else "its configuration as it lies there now, and would not start at the next boot"
+            )
             self.fail(
-                f"NGINX refuses the new configuration; the one that runs was left as it is. It says:\n{complaint}\n"
-                f"{_nginx.hint(complaint)}"
+                f"NGINX refuses {what}; what runs was left as it is. It says:\n{complaint}\n{_nginx.hint(complaint)}"
             )
 
     def link(self, tree: Path, default_site: bool) -> None:
@@ -319,8 +326,9 @@ class Proxy:
             _certificate.make_placeholder(self.tls_dir, self.params["domain"], self.module.run_command)
         if tree != live:
             self.write(tree, _nginx.place(wanted, tree))
+        # Also what is there already: a file of somebody else's may have broken it since, and the next boot must not be who finds out.
+        self.test(tree, [str(DEFAULT_SITE)] if default_site else [])
         if tree != live or default_site:
-            self.test(tree, [str(DEFAULT_SITE)] if default_site else [])
             self.link(tree, default_site)
             self.actions.append("tested and linked the configuration")
         runs = self.enable()

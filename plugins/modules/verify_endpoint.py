@@ -59,6 +59,11 @@ options:
     description: Whether to send requests as well that nothing behind the endpoint may see. Some 100, within a minute; one of them waits for 10 s.
     type: bool
     default: false
+  min_days:
+    description:
+      - Days that the certificate which is served must still be good for. Of a short-lived one a sixth of its lifetime is enough.
+    type: int
+    default: 14
   timeout_s:
     description: Seconds to wait for a connection, and for each piece of an answer.
     type: int
@@ -111,6 +116,7 @@ def main() -> None:
             "ca_pem": {"type": "str", "default": ""},
             "addresses": {"type": "list", "elements": "str", "default": []},
             "probes": {"type": "bool", "default": False},
+            "min_days": {"type": "int", "default": 14},
             "timeout_s": {"type": "int", "default": 120},
         },
         supports_check_mode=True,
@@ -142,6 +148,7 @@ def main() -> None:
         [params["domain"], *params["addresses"]],
         ports,
         params["further_keys"],
+        params["min_days"],
     )
     result: dict[str, Any] = {"changed": False, "checks": [], "probes": []}
     if params["probes"] and all(check.ok for check in checks):

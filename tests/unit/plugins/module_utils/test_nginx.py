@@ -148,6 +148,11 @@ def test_the_line_that_is_refused_is_shown_unless_it_is_secret() -> None:
         ("[emerg] bind() to 0.0.0.0:80 failed (98: Address already in use)", "'ss -ltnp' names it"),
         ('[emerg] unknown directive "js_import" in /x:1', "libnginx-mod-http-js"),
         ("[emerg] anything else", "Correct it, and run the play again."),
+        ("[emerg] bad in /etc/nginx/vllm/0123456789abcdef/vllm.conf:2\n  bad;", "Correct it, and run the play again."),
+        (
+            '[emerg] unknown directive "x" in /etc/nginx/conf.d/other.conf:3',
+            "/etc/nginx/conf.d/other.conf is none of this role's files.",
+        ),
     ],
 )
 def test_hint(complaint: str, step: str) -> None:

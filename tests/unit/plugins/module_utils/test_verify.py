@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import http.server
 import json
+import re
 import socket
 import ssl
 import threading
@@ -165,14 +166,31 @@ def test_a_name_that_is_not_listed(endpoint: _verify.Endpoint) -> None:
 
 
 def test_certificate(endpoint: _verify.Endpoint) -> None:
-    check = _verify.check_certificate(endpoint, time.time())
-    assert check.ok
-    assert check.detail.startswith("TLSv1.3, from localhost, 36")
+    check, end = _verify.check_certificate(endpoint, time.time())
+    assert (check.ok, check.detail) == (True, "TLSv1.3, from localhost")
+    assert end.ok
+    assert re.fullmatch(r"36\d\d\.\d of 36\d\d days left", end.detail)
+
+
+@pytest.mark.parametrize(
+    ("days", "left", "min_days", "ok"),
+    [(90, 14.5, 14, True), (90, 13.5, 14, False), (90, 13.5, 7, True), (6, 1.1, 14, True), (6, 0.9, 14, False), (365, 20.0, 21, False)],
+)  # fmt: skip
+def test_how_long_it_is_still_good(
+    endpoint: _verify.Endpoint, monkeypatch: pytest.MonkeyPatch, days: int, left: float, min_days: int, ok: bool
+) -> None:
+    now = 1_800_000_000.0
+    moments = {"a": now + (left - days) * 86400, "b": now + left * 86400}
+    monkeypatch.setattr(ssl.SSLSocket, "getpeercert", lambda _socket: {"notBefore": "a", "notAfter": "b"})
+    monkeypatch.setattr(ssl, "cert_time_to_seconds", moments.__getitem__)
+    check, end = _verify.check_certificate(endpoint, now, min_days)
+    assert (check.ok, end.ok, end.detail) == (True, ok, f"{left} of {days} days left")
+    assert "certbot.timer" in end.remedy
 
 
 def test_certificate_of_an_unknown_authority(endpoint: _verify.Endpoint) -> None:
     stranger = _verify.Endpoint(DOMAIN, KEY, _verify.trust("", ""), 5.0)
-    check = _verify.check_certificate(stranger, time.time())
+    (check,) = _verify.check_certificate(stranger, time.time())
     assert not check.ok
     assert check.detail.startswith("self-signed certificate")
     assert "vllm_verify_ca_file" in check.remedy
@@ -180,7 +198,7 @@ def test_certificate_of_an_unknown_authority(endpoint: _verify.Endpoint) -> None
 
 def test_certificate_for_another_name(endpoint: _verify.Endpoint) -> None:
     other = _verify.Endpoint("127.0.0.1", KEY, endpoint.context, 5.0)
-    check = _verify.check_certificate(other, time.time())
+    (check,) = _verify.check_certificate(other, time.time())
     assert not check.ok
     assert "127.0.0.1" in check.detail
 
