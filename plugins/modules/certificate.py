@@ -133,6 +133,8 @@ CREDENTIALS = LETSENCRYPT / f"{LINEAGE}-dns.ini"
 TRUSTED = Path("/usr/local/share/ca-certificates/vllm-acme.crt")
 BUNDLE = Path("/etc/ssl/certs/ca-certificates.crt")
 TIMER = "certbot.timer"
+#: certbot runs a deploy hook once. What NGINX could not load then, for a file of somebody else's, is loaded by a later run of the timer.
+DROP_IN = Path("/etc/systemd/system/certbot.service.d/vllm.conf")
 LOG = Path("/var/log/letsencrypt/letsencrypt.log")
 HTTP_TIMEOUT_S = 10
 RELOAD_TIMEOUT_S = 10
@@ -219,6 +221,7 @@ class Certificate:
     def give_up_lineage(self) -> None:
         """Have certbot forget its certificate, and how it was got; the one that is installed stays."""
         self.keep_credentials()
+        self.retry(wanted=False)
         if RENEWAL.exists():
             self.actions.append("gave up certbot's certificate, so that it does not come back when it renews")
             if not self.module.check_mode:
@@ -314,6 +317,7 @@ class Certificate:
         if not plugin:
             # Only now, when nothing renews by them any more.
             self.keep_credentials()
+        self.retry(wanted=True)
         self.timer()
 
     def order(self, replace: bool) -> None:
@@ -374,6 +378,23 @@ class Certificate:
     def own_addresses(self) -> list[str]:
         _rc, out, _err = self.module.run_command(["hostname", "-I"])
         return str(out).split()
+
+    def retry(self, wanted: bool) -> None:
+        """Have each run of the timer install what an earlier one could not, or not any more."""
+        hook = f"{self.params['hook']} --tls-dir {self.tls_dir} --if-new {LIVE}"
+        text = f"# Made by the role gpuops.vllm.vllm_certbot.\n[Service]\nExecStartPost=-{hook}\n" if wanted else None
+        if _files.read_text(DROP_IN) == text:
+            return
+        self.actions.append(
+            "had certbot's timer install what an earlier run could not" if wanted else f"removed {DROP_IN}"
+        )
+        if self.module.check_mode:
+            return
+        if text is None:
+            DROP_IN.unlink()
+        else:
+            _files.write_atomic(DROP_IN, text, 0o644)
+        self.run(["systemctl", "daemon-reload"], "systemctl daemon-reload")
 
     def timer(self) -> None:
         state = _systemd.show(TIMER, ["UnitFileState", "ActiveState"], self.module.run_command)

@@ -112,6 +112,24 @@ def test_the_same_pair_again(hook: ModuleType, tmp_path: Path, monkeypatch: pyte
     assert (tls_dir / "current" / "fullchain.pem").read_text() == "chain one"
 
 
+def test_a_pair_that_could_not_be_loaded_is_tried_again(
+    hook: ModuleType, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """By certbot's timer, which must not reload each time."""
+    said = ["", "nginx -t -q failed: /etc/nginx/conf.d/foreign.conf", "nginx -t -q failed: the same", ""]
+    monkeypatch.setattr(hook, "reload_nginx", lambda: said.pop(0))
+    tls_dir, live = tmp_path / "tls", lineage(tmp_path / "live", "old")
+    assert hook.install(live, tls_dir) == ""
+    lineage(live, "new")
+    assert "foreign.conf" in hook.install(live, tls_dir)
+    assert (tls_dir / "current" / "fullchain.pem").read_text() == "chain old"
+    assert "the same" in hook.install(live, tls_dir, if_new=True)
+    assert (tls_dir / "current" / "fullchain.pem").read_text() == "chain old"
+    assert [hook.install(live, tls_dir, if_new=True), hook.install(live, tls_dir, if_new=True)] == ["", ""]
+    assert (tls_dir / "current" / "fullchain.pem").read_text() == "chain new"
+    assert said == []
+
+
 def test_what_a_killed_run_left_goes(hook: ModuleType, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(hook, "reload_nginx", lambda: "")
     tls_dir = tmp_path / "tls"
