@@ -230,8 +230,6 @@ class Certificate:
     # ---- Provided ----------------------------------------------------------------------------------------------------
 
     def provided(self) -> None:
-        self.trust()
-        self.give_up_lineage()
         wanted = {_certificate.CHAIN: self.params["chain_pem"], _certificate.KEY: self.params["key_pem"]}
         wanted = {name: f"{text.strip()}\n" for name, text in wanted.items()}
         install = any(_files.read_text(self.tls_dir / "current" / name) != text for name, text in wanted.items())
@@ -242,6 +240,9 @@ class Certificate:
                 self.run(hook, "The installation of the certificate", data="".join(wanted.values()))
         if not (install and self.module.check_mode):
             self.have_it_served(reloaded=install)
+        # Only now: had NGINX refused it, the one from before would still be renewed.
+        self.give_up_lineage()
+        self.trust()
 
     # ---- Self-signed -------------------------------------------------------------------------------------------------
 
