@@ -8,7 +8,7 @@ from __future__ import annotations
 import fnmatch
 import hashlib
 import re
-from collections.abc import Callable, Collection, Mapping
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -147,6 +147,41 @@ def with_lines(complaint: str, files: Mapping[str, str]) -> str:
             text = files[match.group(1)].splitlines()
             said += [f"  {text[int(match.group(2)) - 1].strip()}"] if int(match.group(2)) <= len(text) else []
     return "\n".join(said)
+
+
+def confinement(sandbox: str, later: Iterable[str]) -> list[str]:
+    """The sandbox's settings ``KEY=value``, as systemd would have them: those of our drop-in, then what later ones say of the same keys."""
+    own = _settings(sandbox)
+    keys = {setting.partition("=")[0] for setting in own}
+    return own + [line for text in later for line in _settings(text) if line.partition("=")[0] in keys]
+
+
+def _settings(drop_in: str) -> list[str]:
+    found, section = [], ""
+    for line in map(str.strip, drop_in.splitlines()):
+        if line.startswith("["):
+            section = line
+        elif section == "[Service]" and "=" in line and not line.startswith(("#", ";")):
+            key, _, value = line.partition("=")
+            found.append(f"{key.strip()}={value.strip()}")
+    return found
+
+
+def has_own_tmp(settings: Sequence[str]) -> bool:
+    """Whether ``PrivateTmp`` is on at last."""
+    values = [value for key, _, value in (setting.partition("=") for setting in settings) if key == "PrivateTmp"]
+    return bool(values) and values[-1].lower() not in ("no", "false", "off", "0", "")
+
+
+def lines_with_tmp(dump: str) -> list[str]:
+    """Lines of ``nginx -T`` that lead into /tmp or /var/tmp, each with its file."""
+    found, file = [], ""
+    for line in map(str.strip, dump.splitlines()):
+        if named := re.fullmatch(r"# configuration file (.+):", line):
+            file = named[1]
+        elif not line.startswith("#") and re.search(r"""(?:^|[\s"':=])/(?:var/)?tmp(?:[/\s;"']|$)""", line):
+            found.append(f"  {file}: {line}")
+    return found
 
 
 def hint(complaint: str) -> str:
