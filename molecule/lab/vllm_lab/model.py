@@ -113,6 +113,8 @@ def nspawn_argv(
         f"--machine={machine.netns}",
         f"--hostname={machine.name}",
         "--boot",
+        # Of its own network only: a machine may have a firewall.
+        "--capability=CAP_NET_ADMIN",
         "--settings=no",
         "--register=no",
         *([] if booted_by_systemd else ["--keep-unit"]),

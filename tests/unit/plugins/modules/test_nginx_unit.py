@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any, NoReturn
 
 import pytest
+from ansible_collections.gpuops.vllm.plugins.module_utils import _nginx
 from ansible_collections.gpuops.vllm.plugins.modules import nginx_unit
 
 BOX = "[Service]\nPrivateTmp=yes\nProtectHome=read-only\n"
@@ -160,4 +161,4 @@ def test_a_comment_and_another_folder_are_no_use_of_tmp() -> None:
     dump = (
         "# configuration file /a:\n# root /tmp/x;\nroot /srv/tmp/x;\nclient_body_temp_path /var/tmp;\nset $x '/tmp';\n"
     )
-    assert nginx_unit._nginx.lines_with_tmp(dump) == ["  /a: client_body_temp_path /var/tmp;", "  /a: set $x '/tmp';"]
+    assert _nginx.lines_with_tmp(dump) == ["  /a: client_body_temp_path /var/tmp;", "  /a: set $x '/tmp';"]
