@@ -9,6 +9,7 @@ import subprocess
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import endpoint
@@ -28,9 +29,17 @@ class Done:
 
 
 def run(
-    playbook: str, *arguments: str, hosts: Sequence[str], inventories: Sequence[str] = (), **variables: object
+    playbook: str,
+    *arguments: str,
+    hosts: Sequence[str],
+    inventories: Sequence[str] = (),
+    collections: Path | None = None,
+    **variables: object,
 ) -> Done:
-    """Run a playbook on some machines; ``inventories`` come on top of the lab's own, ``variables`` as extra variables."""
+    """Run a playbook on some machines; ``inventories`` come on top of the lab's own, ``variables`` as extra variables.
+
+    ``collections``: a folder with the collection in the place of this checkout's.
+    """
     command = ["ansible-playbook", playbook, "--limit", ",".join([*hosts, "localhost"])]
     command += [part for one in ("molecule/inventory", *inventories) for part in ("--inventory", one)]
     if variables:
@@ -39,7 +48,12 @@ def run(
     done: subprocess.CompletedProcess[Any] = subprocess.run(
         [*command, *arguments],
         cwd=endpoint.TOP,
-        env={**os.environ, "ANSIBLE_CONFIG": str(endpoint.TOP / "ansible.cfg"), "ANSIBLE_NOCOLOR": "1"},
+        env={
+            **os.environ,
+            "ANSIBLE_CONFIG": str(endpoint.TOP / "ansible.cfg"),
+            "ANSIBLE_NOCOLOR": "1",
+            **({"ANSIBLE_COLLECTIONS_PATH": str(collections)} if collections else {}),
+        },
         stdin=subprocess.DEVNULL,
         capture_output=True,
         text=True,

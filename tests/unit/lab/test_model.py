@@ -51,6 +51,7 @@ def test_nspawn_without_systemd_on_the_control_host() -> None:
         "--hostname=gpu01",
         f"--directory={model.STATE}/gpu01/root",
         "--network-namespace-path=/run/netns/vllmlab-gpu01",
+        "--capability=CAP_NET_ADMIN",
         "--bind=/cache/uv:/var/cache/uv",
         "--bind-ro=/srv/wheels\\:a",
     } <= set(argv)
