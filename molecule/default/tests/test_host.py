@@ -11,6 +11,7 @@ from collections.abc import Iterator
 from typing import Any
 
 import endpoint
+import nginx
 import pytest
 
 testinfra_hosts = ["ansible://gpu01"]
@@ -155,6 +156,11 @@ def test_only_ssh_and_the_proxy_listen_to_the_world(host: Any) -> None:
         line.split()[3].rsplit(":", 1)[1] for line in listening if not line.split()[3].startswith(("127.", "[::1]"))
     }
     assert world == {"22", "80", "443"}
+
+
+def test_nginx_is_confined_from_its_first_start_on(host: Any) -> None:
+    assert nginx.is_confined(host)
+    assert nginx.exposure(host) <= 2.8
 
 
 def served_serial() -> str:
