@@ -84,8 +84,6 @@ def running_before(host: Any) -> Iterator[None]:
     host.check_output("echo %s > /etc/nginx/conf.d/other.conf && systemctl restart nginx.service", SITE)
     yield
     host.check_output("rm -f /etc/nginx/conf.d/other.conf /tmp/key.pem /tmp/crt.pem /tmp/other.pem")
-    playbook.run(PLAY, hosts=["deb13"])
-    host.check_output("systemctl restart nginx.service")
 
 
 @pytest.mark.usefixtures("running_before")

@@ -19,13 +19,23 @@ import pytest
 import yaml
 from ansible_collections.gpuops.vllm.plugins.action import claim as claim_action
 from ansible_collections.gpuops.vllm.plugins.module_utils import _claim
-from ansible_collections.gpuops.vllm.plugins.modules import certificate, claim, instances, nginx_config, secrets_file
+from ansible_collections.gpuops.vllm.plugins.modules import (
+    certificate,
+    claim,
+    firewall,
+    instances,
+    nginx_config,
+    nginx_unit,
+    secrets_file,
+)
 
 REPO = Path(__file__).resolve().parents[4]
 CLAIMED = {
     "certificate": certificate,
+    "firewall": firewall,
     "instances": instances,
     "nginx_config": nginx_config,
+    "nginx_unit": nginx_unit,
     "secrets_file": secrets_file,
 }
 each_module = pytest.mark.parametrize("module", CLAIMED.values(), ids=list(CLAIMED))
@@ -55,6 +65,8 @@ def paths(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
         (nginx_config.Proxy, "find_nginx"),
         (certificate.Certificate, "converge"),
         (secrets_file, "keep"),
+        (firewall, "Firewall"),
+        (nginx_unit, "Unit"),
     ):
         monkeypatch.setattr(module, name, (lambda *_: None) if name == "find_nginx" else go_on)
     return tmp_path
