@@ -13,6 +13,8 @@ from typing import Any
 import endpoint
 import nginx
 import pytest
+import scan
+from vllm_lab.model import BRIDGE, MACHINES
 
 testinfra_hosts = ["ansible://gpu01"]
 UNIT = "vllm@demo-0.service"
@@ -156,6 +158,14 @@ def test_only_ssh_and_the_proxy_listen_to_the_world(host: Any) -> None:
         line.split()[3].rsplit(":", 1)[1] for line in listening if not line.split()[3].startswith(("127.", "[::1]"))
     }
     assert world == {"22", "80", "443"}
+
+
+def test_another_machine_reaches_ssh_http_and_https_and_nothing_else(host: Any) -> None:
+    """Without a firewall: the engine and the loopback ports of the proxy are not there for others."""
+    own = json.loads(host.check_output("ip -json -6 address show dev eth0 scope link"))[0]["addr_info"][0]["local"]
+    assert scan.accepting(MACHINES["gpu01"].address) == {22, 80, 443}
+    # Of IPv6 not every port, for the time it takes: vLLM begins at 8000.
+    assert scan.accepting(f"{own}%{BRIDGE}", range(1, 10_001)) == {22, 80, 443}
 
 
 def test_nginx_is_confined_from_its_first_start_on(host: Any) -> None:

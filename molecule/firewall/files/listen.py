@@ -15,7 +15,7 @@ for port in map(int, sys.argv[1:]):
             listener.setsockopt(socket.IPPROTO_IPV6, socket.IPV6_V6ONLY, 1)
         listener.bind((address, port))
         listener.listen(64)
-        selector.register(listener, selectors.EVENT_READ)
+        selector.register(listener, selectors.EVENT_READ, listener)
 while True:
     for key, _events in selector.select():
-        key.fileobj.accept()[0].close()
+        key.data.accept()[0].close()

@@ -2,10 +2,8 @@
 
 from __future__ import annotations
 
-import errno
 import json
 import os
-import selectors
 import shutil
 import signal
 import socket
@@ -19,6 +17,7 @@ from pathlib import Path
 import endpoint
 import playbook
 import pytest
+from scan import scan
 from subject import Shell
 from vllm_lab.model import BRIDGE, MACHINES
 
@@ -28,35 +27,6 @@ ROLLBACK_S = 15  # as converge.yml has it
 # Those of the first thousand and the listeners'. 22: SSH; 9100: for the control node.
 SCANNED = (*range(1, 1001), 8123, 9100, 9101)
 OPEN = {22: "accepts", 80: "accepts", 443: "accepts", 9100: "accepts"}
-
-
-def scan(address: str, ports: tuple[int, ...] = SCANNED, limit_s: float = 1.5) -> dict[int, str]:
-    """The ports that answer within the limit, and how: "accepts" or "refuses"."""
-    family, kind, protocol, _name, target = socket.getaddrinfo(address, 0, type=socket.SOCK_STREAM)[0]
-    selector = selectors.DefaultSelector()
-    answers: dict[int, str] = {}
-    attempts: list[socket.socket] = []
-    try:
-        for port in ports:
-            attempt = socket.socket(family, kind, protocol)
-            attempt.setblocking(False)
-            attempts.append(attempt)
-            code = attempt.connect_ex((target[0], port, *target[2:]))
-            if code not in (0, errno.EINPROGRESS):
-                raise OSError(code, os.strerror(code), f"{address} port {port}")
-            selector.register(attempt, selectors.EVENT_WRITE, port)
-        end = time.monotonic() + limit_s
-        while selector.get_map() and time.monotonic() < end:
-            for key, _events in selector.select(0.1):
-                selector.unregister(key.fileobj)
-                attempt = attempts[ports.index(key.data)]
-                code = attempt.getsockopt(socket.SOL_SOCKET, socket.SO_ERROR)
-                answers[key.data] = {0: "accepts", errno.ECONNREFUSED: "refuses"}.get(code, os.strerror(code))
-    finally:
-        for attempt in attempts:
-            attempt.close()
-        selector.close()
-    return answers
 
 
 @dataclass(frozen=True)

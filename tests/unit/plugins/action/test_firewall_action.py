@@ -10,6 +10,7 @@ from typing import Any
 
 import pytest
 from ansible.errors import AnsibleConnectionFailure
+from ansible.plugins.action import ActionBase
 from ansible_collections.gpuops.vllm.plugins.action import firewall
 
 
@@ -22,8 +23,8 @@ class Action(firewall.ActionModule):
         self.answers = list(answers)
         self.patience_s = patience_s
         self.told: list[str] = []
-        self._task = SimpleNamespace(args={"rollback_s": 0.01}, async_val=0, check_mode=False, diff=False)
-        self._connection = SimpleNamespace(reset=lambda: self.told.append("new connection"))
+        self._task = SimpleNamespace(args={"rollback_s": 0.01}, async_val=0, check_mode=False, diff=False)  # type: ignore[assignment]
+        self._connection = SimpleNamespace(reset=lambda: self.told.append("new connection"))  # type: ignore[assignment]
 
     def _call(self, extra: dict[str, Any], task_vars: dict[str, Any] | None) -> dict[str, Any]:
         self.told.append(str(extra))
@@ -35,7 +36,7 @@ class Action(firewall.ActionModule):
 
 @pytest.fixture(autouse=True)
 def no_base(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(firewall.ActionBase, "run", lambda *_arguments, **_options: {})
+    monkeypatch.setattr(ActionBase, "run", lambda *_arguments, **_options: {})
 
 
 LOST = AnsibleConnectionFailure("Connection timed out")
