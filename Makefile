@@ -1,4 +1,4 @@
-# Run `make` for the list of targets. Everything made lies in .venv, .venv-importer, .venv-scanners, .build, .lab and .demo (git-ignored).
+# Run `make` for the list of targets. Everything made lies in .venv, .venv-importer, .venv-scanners, .venv-bench, .build, .lab and .demo (git-ignored).
 SHELL := /bin/bash
 .SHELLFLAGS := -euo pipefail -c
 .DEFAULT_GOAL := help
@@ -20,6 +20,8 @@ IMPORTER := .venv-importer/.made
 SCANNERS := .venv-scanners/.made
 # Debian's NGINX, which the unit tests of the proxy run; without apt they say why they are skipped.
 NGINX := .build/nginx/.made
+# LiteLLM's proxy, to measure against, and what draws the picture.
+BENCH := .venv-bench/.made
 # OpenAI's client for JavaScript, with which the tests ask as well.
 JS_CLIENT := tests/js/node_modules/.made
 
@@ -85,6 +87,14 @@ docs: $(CONTROL) ## Write docs/which-gpu.md from the planner
 bench-plan: $(CONTROL) ## Time the plan of 100 hosts with 8 models each
 	@python scripts/bench-plan
 
+$(BENCH): tests/bench/requirements.txt tests/bench/constraints.txt scripts/venv
+	@scripts/venv $(PYTHON) .venv-bench tests/bench/requirements.txt
+	@touch $@
+
+.PHONY: bench-proxy
+bench-proxy: $(CONTROL) $(NGINX) $(BENCH) ## What the gateway adds, beside LiteLLM's proxy, into docs/bench-proxy.md (ten minutes on a quiet machine)
+	@python scripts/bench-proxy
+
 $(NGINX): scripts/nginx
 	@if command -v apt-get >/dev/null; then scripts/nginx .build/nginx; fi
 	@mkdir -p .build/nginx && touch $@
@@ -136,4 +146,4 @@ clean: ## Remove what the gates made; caches stay
 .PHONY: clean-cache
 clean-cache: clean ## Remove the lab, the tools and every cache as well
 	@if [ -d .lab ]; then python3 molecule/lab/lab.py down; fi
-	@rm -rf $(VENV) .venv-importer .venv-scanners "$${XDG_CACHE_HOME:-$$HOME/.cache}/gpuops-vllm" /var/cache/gpuops-vllm
+	@rm -rf $(VENV) .venv-importer .venv-scanners .venv-bench "$${XDG_CACHE_HOME:-$$HOME/.cache}/gpuops-vllm" /var/cache/gpuops-vllm

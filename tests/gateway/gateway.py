@@ -169,6 +169,9 @@ class Gateway:
     `variables` are the role's own. It is closed by `close`.
     """
 
+    #: How many processes, for nginx.conf: a test reads what one did.
+    PROCESSES = "worker_processes 1;\nevents {}\n"
+
     def __init__(
         self, root: Path, instances: Sequence[Mapping[str, Any]], clients: Sequence[Mapping[str, Any]], **variables: Any
     ) -> None:
@@ -275,9 +278,9 @@ class Gateway:
         module = UNPACKED / "usr/lib/nginx/modules/ngx_http_js_module.so"
         load = f"load_module {module if module.exists() else '/usr/lib/nginx/modules/ngx_http_js_module.so'};\n"
         (self.root / "nginx.conf").write_text(
-            f"{load}worker_processes 1;\npid {self.root}/pid;\nerror_log {self.root}/error.log info;\n"
+            f"{load}{self.PROCESSES}pid {self.root}/pid;\nerror_log {self.root}/error.log info;\n"
             + ("user root;\n" if os.geteuid() == 0 else "")
-            + f"events {{}}\nhttp {{\n{folders}include {self._tree}/vllm.conf;\n}}\n"
+            + f"http {{\n{folders}include {self._tree}/vllm.conf;\n}}\n"
         )
 
     def _here(self, text: str) -> str:

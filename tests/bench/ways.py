@@ -1,0 +1,140 @@
+"""The programs that `make bench-proxy` measures, on loopback: the upstream, this collection's gateway before it, and LiteLLM's proxy before it."""
+
+from __future__ import annotations
+
+import contextlib
+import http.client
+import json
+import os
+import signal
+import ssl
+import subprocess
+import sys
+import time
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+
+import gateway
+from streams import Way
+
+UPSTREAM = Path(__file__).with_name("upstream.py")
+MODEL = "bench"
+LITELLM_KEY = "sk-the-benchs-key-0123456789"
+START_S = 180.0
+
+
+class Gateway(gateway.Gateway):
+    """As Debian's nginx.conf has it."""
+
+    PROCESSES = "worker_processes auto;\nevents { worker_connections 768; }\n"
+
+
+@contextlib.contextmanager
+def upstream(events_per_s: float) -> Iterator[tuple[int, int]]:
+    """Start the paced upstream; its process and its port."""
+    process = subprocess.Popen(
+        [sys.executable, str(UPSTREAM), "--events-per-s", str(events_per_s)], stdout=subprocess.PIPE, text=True
+    )
+    try:
+        assert process.stdout
+        yield process.pid, int(process.stdout.readline())
+    finally:
+        process.kill()
+        process.communicate()
+
+
+@contextlib.contextmanager
+def ours(root: Path, port: int) -> Iterator[tuple[int, Way]]:
+    """Start the gateway, with a second model so that the body must be looked into; NGINX's main process and the way."""
+    instances = [gateway.instance(f"{model}-0", model, port) for model in (MODEL, "other")]
+    made = Gateway(root, instances, [{"name": "bench", "key": gateway.KEY}])
+    try:
+        trusted = ssl.create_default_context(cafile=str(root / "fullchain.pem"))
+        yield made.pid, Way("gateway", made.https_port, gateway.DOMAIN, gateway.KEY, MODEL, trusted)
+    finally:
+        made.close()
+
+
+def litellm_config(port: int) -> str:
+    """LiteLLM's own advice for production, as far as it is about more than a database: YAML."""
+    return json.dumps(
+        {
+            "model_list": [
+                {
+                    "model_name": name,
+                    "litellm_params": {
+                        "model": f"hosted_vllm/{name}",
+                        "api_base": f"http://127.0.0.1:{port}/v1",
+                        "api_key": "none",
+                    },
+                }
+                for name in (MODEL, "other")
+            ],
+            "litellm_settings": {"request_timeout": 600, "set_verbose": False, "json_logs": True, "telemetry": False},
+            "general_settings": {"master_key": "os.environ/LITELLM_MASTER_KEY"},
+        }
+    )
+
+
+def litellm_environment(venv: Path, home: Path) -> Mapping[str, str]:
+    """Nothing of ours; no debugging, no .env, and no prices from the internet at the start."""
+    return {
+        "PATH": f"{venv / 'bin'}:{os.environ['PATH']}",
+        "HOME": str(home),
+        "LITELLM_MASTER_KEY": LITELLM_KEY,
+        "LITELLM_LOG": "ERROR",
+        "LITELLM_MODE": "PRODUCTION",
+        "LITELLM_LOCAL_MODEL_COST_MAP": "True",
+    }
+
+
+@contextlib.contextmanager
+def litellm(venv: Path, root: Path, port: int) -> Iterator[tuple[int, Way]]:
+    """Start LiteLLM's proxy with a worker for each core; its main process and the way. Raises RuntimeError with its last words."""
+    config, log = root / "litellm.yaml", root / "litellm.log"
+    config.write_text(litellm_config(port))
+    here = gateway.free_port()
+    options = ["--host", "127.0.0.1", "--port", str(here), "--num_workers", str(os.cpu_count()), "--telemetry", "False"]
+    with log.open("w") as words:
+        process = subprocess.Popen(
+            [str(venv / "bin" / "litellm"), "--config", str(config), *options],
+            env=litellm_environment(venv, root),
+            cwd=root,
+            stdout=words,
+            stderr=subprocess.STDOUT,
+            start_new_session=True,
+        )
+    way = Way("litellm", here, "localhost", LITELLM_KEY, MODEL)
+    try:
+        until = time.monotonic() + START_S
+        while ask(way)[0] != 200:
+            if process.poll() is not None or time.monotonic() > until:
+                raise RuntimeError(f"LiteLLM does not serve: {log.read_text()[-2000:]}")
+            time.sleep(0.5)
+        yield process.pid, way
+    finally:
+        with contextlib.suppress(ProcessLookupError):
+            os.killpg(process.pid, signal.SIGTERM)
+        try:
+            process.wait(10)
+        except subprocess.TimeoutExpired:
+            os.killpg(process.pid, signal.SIGKILL)
+            process.wait()
+
+
+def ask(way: Way) -> tuple[int, str]:
+    """Return status and text of one short answer; 0 and the error where there is none."""
+    connection = http.client.HTTPConnection("127.0.0.1", way.port, timeout=30)
+    try:
+        if way.tls:
+            connection.connect()
+            connection.sock = way.tls.wrap_socket(connection.sock, server_hostname=way.host)
+        body = json.dumps({"model": way.model, "messages": [{"role": "user", "content": "Is it there?"}]})
+        headers = {"Authorization": f"Bearer {way.key}", "Content-Type": "application/json", "Host": way.host}
+        connection.request("POST", "/v1/chat/completions", body, headers)
+        answer = connection.getresponse()
+        return answer.status, answer.read().decode(errors="replace")
+    except (OSError, http.client.HTTPException) as error:
+        return 0, f"{type(error).__name__}: {error}"
+    finally:
+        connection.close()
