@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -66,28 +67,27 @@ def family(pid: int) -> list[int]:
 
 
 def read(groups: Mapping[str, Sequence[int]]) -> Reading:
-    """Read the time of these processes and of the machine."""
+    """Read the time of these processes, as far as they are still there, and of the machine."""
     busy_s, all_s = cores((PROC / "stat").read_text())
-    return Reading(
-        {
-            name: {pid: fields((PROC / str(pid) / "stat").read_text())[1] for pid in pids}
-            for name, pids in groups.items()
-        },
-        busy_s,
-        all_s,
-    )
+
+    def spent(pids: Iterable[int]) -> Iterator[tuple[int, float]]:
+        for pid in pids:
+            with contextlib.suppress(FileNotFoundError, ProcessLookupError):
+                yield pid, fields((PROC / str(pid) / "stat").read_text())[1]
+
+    return Reading({name: dict(spent(pids)) for name, pids in groups.items()}, busy_s, all_s)
 
 
 def between(begin: Reading, end: Reading, span_s: float) -> Use:
     """Return what was taken between two readings that are `span_s` apart."""
     taken = {
-        name: {pid: end.groups[name][pid] - before for pid, before in pids.items()}
-        for name, pids in begin.groups.items()
+        name: {pid: spent - begin.groups[name].get(pid, 0.0) for pid, spent in pids.items()}
+        for name, pids in end.groups.items()
     }
     return Use(
         {name: sum(pids.values()) for name, pids in taken.items()},
         span_s,
         os.cpu_count() or 1,
         (end.busy_s - begin.busy_s) / (end.all_s - begin.all_s),
-        max(spent for pids in taken.values() for spent in pids.values()) / span_s,
+        max((spent for pids in taken.values() for spent in pids.values()), default=0.0) / span_s,
     )
