@@ -96,6 +96,8 @@ def litellm(venv: Path, root: Path, port: int) -> Iterator[tuple[int, Way]]:
     config.write_text(litellm_config(port))
     here = gateway.free_port()
     options = ["--host", "127.0.0.1", "--port", str(here), "--num_workers", str(os.cpu_count()), "--telemetry", "False"]
+    # Uvicorn ends a worker that has not answered it for 5 s, as none may where the cores are full, by ours or by others.
+    options += ["--timeout_worker_healthcheck", "120"]
     with log.open("w") as words:
         process = subprocess.Popen(
             [str(venv / "bin" / "litellm"), "--config", str(config), *options],
