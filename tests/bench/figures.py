@@ -330,9 +330,10 @@ depend on what the client and the upstream take; answers per CPU-second of all p
   workers and connections as in Debian's nginx.conf. **LiteLLM**: its proxy without a database, over plain HTTP, with the master key, one worker for each
   core, and the settings that its documentation recommends for production (`LITELLM_MODE=PRODUCTION`, `LITELLM_LOG=ERROR`), leading to the same upstream as `hosted_vllm/`.
   What TLS costs is counted against the gateway alone.
-- The three are measured in turn, {rounds} rounds with another order in each, {paced_s} s a window of streams and {short_s} s a window of short answers. Connections
-  are open and every stream has had an answer or is in its first before the window begins. {numbers} streams: each asks again 20 ms after its answer has ended; one
-  alone for 5 events, several for 100. Streams begin evenly spread, so that their events do not come all at once. The prompt has about 2,000 characters.
+- The three are measured in turn, {rounds} rounds with another order in each, {paced_s} s a window of streams and {short_s} s a window of short answers, and each
+  time only once the programs have come to rest. Connections are warm: each has had a request before the window begins. NGINX keeps as many of its own to the upstream as the
+  role's default says, 32 a worker. With {numbers} streams each asks again 20 ms after its answer has ended; one alone for 5 events, several for 100. They begin evenly spread, so that
+  their events do not come all at once. The prompt has about 2,000 characters.
 - The client (`tests/bench/streams.py`) and the upstream (`tests/bench/upstream.py`) are one process each and share the machine's monotonic clock. The time to
   the first token is from before the request is written to after the first event with a content was read. Each event carries the time of its sending.
 - The upstream keeps its pace: between two events of a stream p50 and p99 are {steady} streams, asked directly.
