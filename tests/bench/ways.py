@@ -125,14 +125,15 @@ def litellm(venv: Path, root: Path, port: int) -> Iterator[tuple[int, Way]]:
             process.wait()
 
 
-def ask(way: Way) -> tuple[int, str]:
-    """Return status and text of one short answer; 0 and the error where there is none."""
+def ask(way: Way, stream: bool = False) -> tuple[int, str]:
+    """Return status and text of one answer on a connection of its own; 0 and the error where there is none."""
     connection = http.client.HTTPConnection("127.0.0.1", way.port, timeout=30)
     try:
         if way.tls:
             connection.connect()
             connection.sock = way.tls.wrap_socket(connection.sock, server_hostname=way.host)
-        body = json.dumps({"model": way.model, "messages": [{"role": "user", "content": "Is it there?"}]})
+        wanted = {"model": way.model, "messages": [{"role": "user", "content": "Is it there?"}]}
+        body = json.dumps(wanted | ({"stream": True, "max_tokens": 3} if stream else {}))
         headers = {"Authorization": f"Bearer {way.key}", "Content-Type": "application/json", "Host": way.host}
         connection.request("POST", "/v1/chat/completions", body, headers)
         answer = connection.getresponse()
