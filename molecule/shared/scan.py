@@ -15,8 +15,8 @@ EVERY_PORT = range(1, 65536)
 AT_ONCE = 1000
 
 
-def scan(address: str, ports: Iterable[int] = EVERY_PORT, limit_s: float = 1.5) -> dict[int, str]:
-    """The ports that answer, and how: "accepts", "refuses", or else the error. Each has ``limit_s`` seconds for it.
+def scan(address: str, ports: Iterable[int], limit_s: float = 1.5) -> dict[int, str]:
+    """The ports that answer, and how: "accepts", "refuses", or else the error. Each thousand of them has ``limit_s`` seconds for it.
 
     ``address``: of IPv4 or IPv6, where a link's own needs its interface (``fe80::1%br0``). Raises OSError where it cannot be asked.
     """

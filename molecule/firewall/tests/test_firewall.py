@@ -67,7 +67,7 @@ def test_only_ssh_http_https_and_what_was_allowed_answer(hosts: list[Host]) -> N
     """Before the firewall all listeners did (prepare.yml), and a closed port refuses instead of being silent."""
     addresses = [(host.name, address) for host in hosts for address in (host.ipv4, host.ipv6)]
     with ThreadPoolExecutor() as pool:
-        answers = dict(zip(addresses, pool.map(scan, [address for _name, address in addresses]), strict=True))
+        answers = dict(zip(addresses, pool.map(lambda one: scan(one[1], SCANNED), addresses), strict=True))
     for host in hosts:
         assert answers[host.name, host.ipv4] == OPEN
         # 9100 is for an address of IPv4.
@@ -191,7 +191,7 @@ def test_a_reboot_keeps_it(hosts: list[Host]) -> None:
             time.sleep(0.3)
         assert host.table("vllm") == before
         host.shell.out("systemctl is-system-running --wait", timeout_s=60)
-        assert scan(host.ipv4) == OPEN
+        assert scan(host.ipv4, SCANNED) == OPEN
         assert "tcp dport 9 drop" in host.table("other")
 
 
