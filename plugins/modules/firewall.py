@@ -242,8 +242,8 @@ class Firewall:
             )
         if not trial["by_ssh"]:
             self.module.warn(
-                "This play did not come by SSH, so nobody has tried whether SSH passes the new firewall rules. Try it now: 'nft delete table "
-                f"{_firewall.FAMILY} {_firewall.TABLE}' on the host opens it."
+                f"{os.uname().nodename}: this play did not come by SSH, so nobody has tried whether SSH passes the new firewall rules. Try it now: "
+                f"'nft delete table {_firewall.FAMILY} {_firewall.TABLE}' on the host opens it."
             )
         text = str(trial["rules"])
         self.module.run_command(["systemctl", "stop", f"{ROLLBACK_UNIT}.timer"])

@@ -70,7 +70,8 @@ from ansible.module_utils.basic import AnsibleModule
 from ansible_collections.gpuops.vllm.plugins.module_utils import _claim, _files, _nginx, _systemd
 
 FOLDER = Path("/etc/systemd/system/nginx.service.d")
-SANDBOX, DRAIN = "vllm-sandbox.conf", "vllm-drain.conf"
+SANDBOX = "vllm-sandbox.conf"
+DRAIN = "vllm-drain.conf"
 UNIT = "nginx.service"
 
 
@@ -84,9 +85,10 @@ class Unit:
         self.actions: list[str] = []
 
     def running_for_s(self) -> float | None:
-        """Seconds since NGINX was started; None where it does not run."""
-        state = _systemd.show(UNIT, ["ActiveState", "ExecMainStartTimestampMonotonic"], self.module.run_command)
-        stamp = state["ExecMainStartTimestampMonotonic"]
+        """Seconds since systemd started NGINX; None where it does not run."""
+        # Not the start of the main process: an upgrade of the package replaces that one inside of the old confinement.
+        state = _systemd.show(UNIT, ["ActiveState", "InactiveExitTimestampMonotonic"], self.module.run_command)
+        stamp = state["InactiveExitTimestampMonotonic"]
         if state["ActiveState"] not in ("active", "reloading") or not stamp.isdigit():
             return None
         return time.clock_gettime(time.CLOCK_MONOTONIC) - int(stamp) / 1e6
@@ -157,8 +159,9 @@ class Unit:
             self.reload()
         if pending:
             self.module.warn(
-                "NGINX runs since before its sandbox, which is in force from its next start. It is not restarted here, since that cuts streams: "
-                "'systemctl restart nginx' on the host does it, or the next reboot."
+                # Ansible shows what several hosts say alike only once.
+                f"{os.uname().nodename}: NGINX runs since before its sandbox, which is in force from its next start. It is not restarted here, "
+                "since that cuts streams: 'systemctl restart nginx' on the host does it, or the next reboot."
             )
         diff = [
             {"before": self.there[name], "after": text, "before_header": name, "after_header": name}

@@ -201,7 +201,7 @@ def test_a_play_without_ssh_warns_that_nobody_has_tried_it(host: Host) -> None:
     host.connection = None
     begun = host.call(ssh_ports=[22])
     assert "failed" not in host.call(confirm=begun["pending"])
-    assert "did not come by SSH" in host.warnings[0] and firewall.RULES.exists()
+    assert f"{os.uname().nodename}: this play did not come by SSH" in host.warnings[0] and firewall.RULES.exists()
 
 
 def test_rules_that_nft_refuses_are_not_loaded(host: Host) -> None:

@@ -51,7 +51,7 @@ class Host:
         start_us = int((time.clock_gettime(time.CLOCK_MONOTONIC) - (self.age_s or 0)) * 1e6)
         values = {
             "ActiveState": "inactive" if self.age_s is None else "active",
-            "ExecMainStartTimestampMonotonic": str(start_us),
+            "InactiveExitTimestampMonotonic": str(start_us),
             "NeedDaemonReload": "yes" if self.stale else "no",
         }
         asked = next(word for word in argv if word.startswith("--property=")).removeprefix("--property=").split(",")
@@ -100,6 +100,7 @@ def test_an_nginx_that_runs_is_told_of_until_it_was_started_anew(folder: Path) -
     assert host.play()["pending"] is True
     again = host.play()
     assert (again["changed"], again["pending"], len(host.warnings), len(host.tested)) == (False, True, 2, 2)
+    assert host.warnings[0].startswith(f"{os.uname().nodename}: NGINX runs since before its sandbox")
     # Started after the drop-in was written.
     os.utime(folder / "vllm-sandbox.conf", (time.time() - 50, time.time() - 50))
     host.age_s = 20
