@@ -15,8 +15,9 @@ description:
   - Called before the package is installed, the first start is in the sandbox. An NGINX that runs already is not
     restarted, since that would cut streams. The sandbox is then in force from its next start, which a warning of each
     run says until it has come.
-  - Until then NGINX tests its configuration, that of other sites too, inside of the sandbox, so that no start fails
-    by it. A configuration that the sandbox would break ends the task, and the next start is as it was.
+  - Each call has an NGINX that runs test its configuration, that of other sites too, inside of the sandbox. Where only
+    the sandbox would break it, the sandbox is taken away for the next start, and the task fails. So no reboot takes a
+    site down.
 author:
   - The gpuops.vllm authors (@gpuops)
 attributes:
@@ -93,17 +94,14 @@ class Unit:
             return None
         return time.clock_gettime(time.CLOCK_MONOTONIC) - int(stamp) / 1e6
 
-    def is_pending(self) -> bool:
-        """Whether NGINX runs outside of the wanted sandbox."""
-        age_s = self.running_for_s()
-        if age_s is None or not self.wanted[SANDBOX]:
-            return False
+    def is_pending(self, age_s: float) -> bool:
+        """Whether NGINX, which has run for so long, runs outside of the wanted sandbox."""
         if self.there[SANDBOX] != self.wanted[SANDBOX]:
             return True
         return time.time() - (FOLDER / SANDBOX).stat().st_mtime < age_s
 
-    def objection(self) -> str:
-        """Why NGINX would not do its work in the sandbox, or ""."""
+    def objection(self, pending: bool) -> str:
+        """Why NGINX, once it is started anew, would not do its work in the sandbox, or ""."""
         # systemd reads them in this order, and what comes later may loosen it.
         later = [path for path in sorted(FOLDER.glob("*.conf")) if path.name > SANDBOX]
         confined = _nginx.confinement(self.wanted[SANDBOX], [_files.read_text(path) or "" for path in later])
@@ -111,8 +109,11 @@ class Unit:
         argv = ["systemd-run", "--quiet", "--wait", "--pipe", "--collect", *(f"--property={one}" for one in confined)]
         rc, out, err = self.module.run_command([*argv, "--", nginx, "-T"])
         if rc != 0:
-            return f"NGINX says of its configuration, tested there:\n{_nginx.words(err)}"
-        if _nginx.has_own_tmp(confined) and (lines := _nginx.lines_with_tmp(out)):
+            # What is broken anyway is for nginx_config to tell.
+            broken, _out, _err = self.module.run_command([nginx, "-t", "-q"])
+            return "" if broken else f"NGINX says of its configuration, tested there:\n{_nginx.words(err)}"
+        # In force already, it is not for the next start to show it.
+        if pending and _nginx.has_own_tmp(confined) and (lines := _nginx.lines_with_tmp(out)):
             return "The sandbox has a /tmp of its own, so this would not be found:\n" + "\n".join(lines)
         return ""
 
@@ -143,15 +144,17 @@ class Unit:
         self.actions.append("had systemd read its units")
 
     def converge(self) -> NoReturn:
-        pending = self.is_pending()
-        if pending and not self.module.check_mode and (why := self.objection()):
+        age_s = self.running_for_s() if self.wanted[SANDBOX] else None
+        pending = age_s is not None and self.is_pending(age_s)
+        if age_s is not None and not self.module.check_mode and (why := self.objection(pending)):
             self.keep(SANDBOX, "")
             self.reload()
             self.module.fail_json(
-                msg=f"NGINX, which runs on this host since before this play, would not start in the sandbox that is meant for it. {why}\n"
-                f"It runs on, and will start without a sandbox. Correct that; or loosen the sandbox by a file {FOLDER}/zz-local.conf; "
+                msg=f"NGINX runs on this host, and would not start again in the sandbox that is meant for it. {why}\n"
+                f"So its next start will be without. Correct that; or loosen the sandbox by a file {FOLDER}/zz-local.conf; "
                 "or do without, by vllm_nginx_sandbox: false. Then run the play again.",
                 actions=self.actions,
+                changed=bool(self.actions),
             )
         for name, text in self.wanted.items():
             self.keep(name, text)

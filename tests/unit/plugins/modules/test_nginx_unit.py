@@ -26,13 +26,14 @@ class EndedError(Exception):
 
 
 class Host:
-    """NGINX has run for ``age_s`` seconds (None: it does not), and says ``dump`` or ``complaint`` of its configuration."""
+    """NGINX has run for ``age_s`` seconds (None: it does not), and says ``dump`` or ``complaint`` of its configuration in the sandbox."""
 
     def __init__(self, folder: Path, age_s: float | None = None, dump: str = "", complaint: str = "") -> None:
         self.age_s, self.dump, self.complaint = age_s, dump, complaint
         self.folder = folder
         self.check_mode = False
         self.params = {"sandbox": BOX, "drain": STOP, "claim": ""}
+        self.broken_anyway = False
         self.stale = False
         self.reloads = 0
         self.tested: list[list[str]] = []
@@ -45,6 +46,8 @@ class Host:
         if argv[0] == "systemd-run":
             self.tested.append(argv)
             return (1, "", self.complaint) if self.complaint else (0, self.dump, "")
+        if argv[1:] == ["-t", "-q"]:
+            return int(self.broken_anyway), "", self.complaint if self.broken_anyway else ""
         if argv[1] == "daemon-reload":
             self.reloads, self.stale = self.reloads + 1, False
             return 0, "", ""
@@ -106,6 +109,24 @@ def test_an_nginx_that_runs_is_told_of_until_it_was_started_anew(folder: Path) -
     host.age_s = 20
     assert host.play()["pending"] is False
     assert len(host.warnings) == 2
+    # In force: a site that is added then must load in it as well.
+    host.dump, host.complaint = "", "nginx: [emerg] cannot load certificate /tmp/c.pem"
+    assert "cannot load certificate" in host.play()["msg"]
+    assert not sandbox_is_there(folder)
+
+
+def test_in_force_a_use_of_tmp_is_not_for_the_next_start_to_show(folder: Path) -> None:
+    Host(folder).play()
+    os.utime(folder / "vllm-sandbox.conf", (time.time() - 50, time.time() - 50))
+    assert "failed" not in Host(folder, age_s=20, dump=FOREIGN).play()
+    assert sandbox_is_there(folder)
+
+
+def test_what_is_broken_without_the_sandbox_too_is_not_its_matter(folder: Path) -> None:
+    host = Host(folder, age_s=100, complaint="nginx: [emerg] unknown directive")
+    host.broken_anyway = True
+    assert "failed" not in host.play()
+    assert sandbox_is_there(folder)
 
 
 @pytest.mark.parametrize(
