@@ -123,7 +123,7 @@ def host(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Host:
     monkeypatch.setattr(firewall, "ACQUAINTANCE_S", 0)
     found = Host(tmp_path)
     monkeypatch.setattr(_firewall, "connection_of", lambda _pid: found.connection)
-    found.connect()
+    found.connection = _firewall.Connection("192.0.2.7", 22, ticks=0)
     return found
 
 
