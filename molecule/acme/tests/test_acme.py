@@ -1,6 +1,7 @@
 """An authority that refuses, is down, is misled or shut out; one's own certificate; a foreign file: the endpoint serves on, and the play says why.
 
-The tests go on in the order of this file, under one loop of requests that must not lose any.
+The tests go on in the order of this file, under one loop of requests that must not lose any. All of them use the fixture `host`, or pytest would
+take those without it out of that order.
 """
 
 from __future__ import annotations
@@ -27,20 +28,26 @@ from vllm_lab import acme
 testinfra_hosts = ["ansible://gpu02"]
 HOST, DOMAIN = "gpu02", "gpu02.vllm.test"
 INVENTORY = "molecule/acme/inventory"
-PLAY = "molecule/acme/files/endpoint.yml"
 LIVE = "/etc/letsencrypt/live/vllm"
 RENEWAL = "/etc/letsencrypt/renewal/vllm.conf"
 RENEW = "certbot renew --force-renewal --no-random-sleep-on-renew --quiet"
 SERVED_ON = "What was served before is served on."
 
 
-def run(*arguments: str, **variables: object) -> playbook.Done:
-    """Proxy and certificate, or one of them by its tag."""
-    return playbook.run(PLAY, *arguments, hosts=[HOST], inventories=[INVENTORY], **variables)
+def proxy(**variables: object) -> playbook.Done:
+    """A run of the proxy alone."""
+    return playbook.run("molecule/acme/files/proxy.yml", hosts=[HOST], inventories=[INVENTORY], **variables)
 
 
-def certificate(**variables: object) -> playbook.Done:
-    return run("--tags", "certificate", **variables)
+def certificate(*arguments: str, **variables: object) -> playbook.Done:
+    """A run of the certificate alone."""
+    return playbook.run(
+        "molecule/acme/files/certificate.yml", *arguments, hosts=[HOST], inventories=[INVENTORY], **variables
+    )
+
+
+def assert_nothing_changes(done: playbook.Done) -> None:
+    assert (done.status, done.changed[HOST]) == (0, 0), done.said
 
 
 def refused(done: playbook.Done) -> str:
@@ -195,10 +202,10 @@ def test_the_first_issue(authority: Any, host: Any, trust: Trust) -> None:
     assert host.file("/etc/vllm/tls/current/privkey.pem").mode == 0o600
 
 
+@pytest.mark.usefixtures("host")
 def test_a_second_run_orders_nothing(authority: Any) -> None:
-    done = run()
-    assert done.status == 0, done.said
-    assert done.changed[HOST] == 0, done.said
+    assert_nothing_changes(proxy())
+    assert_nothing_changes(certificate())
     assert orders(authority) == 1
 
 
@@ -217,7 +224,7 @@ def test_a_renewal_is_a_reload_and_a_stream_goes_on(host: Any, trust: Trust) -> 
     assert nginx(host) == runs
     assert said[-1].finish_reason == "stop"
     assert "".join(choice.delta.content or "" for choice in said).split() == [str(number) for number in range(200)]
-    assert run("--tags", "certificate").changed[HOST] == 0
+    assert_nothing_changes(certificate())
 
 
 # ---- What goes wrong with an authority -------------------------------------------------------------------------------
@@ -296,9 +303,6 @@ def test_the_authority_is_down(authority: Any, host: Any) -> None:
         assert served() == before
     assert "Connection refused" in said
     assert SERVED_ON in said
-    # What there is, is good: without a reason to order nobody asks the authority.
-    done = certificate()
-    assert (done.status, done.changed[HOST]) == (0, 0), done.said
 
 
 def test_when_it_is_back_the_play_goes_through(authority: Any, host: Any, trust: Trust) -> None:
@@ -326,12 +330,12 @@ def foreign(host: Any) -> Iterator[str]:
 def test_a_foreign_file_is_named_before_the_next_boot_finds_it(authority: Any, host: Any, foreign: str) -> None:
     runs, begun, before = nginx(host), orders(authority), served()
     link = host.check_output("readlink /etc/vllm/tls/current")
-    said = refused(run("--tags", "proxy"))
+    said = refused(proxy())
     assert "would not start at the next boot; what runs was left as it is" in said
     assert f'unknown directive "no_such_thing" in {foreign}:3' in said
     assert f"{foreign} is none of this role's files" in said
     # With a change of ours as well.
-    said = refused(run("--tags", "proxy", vllm_nginx_retry_after_s=11))
+    said = refused(proxy(vllm_nginx_retry_after_s=11))
     assert "NGINX refuses the new configuration; what runs was left as it is" in said
     assert foreign in said
     with wanted(host):
@@ -345,8 +349,7 @@ def test_a_foreign_file_is_named_before_the_next_boot_finds_it(authority: Any, h
     # When that is mended, the timer's next run loads it, and the play finds nothing to do.
     host.check_output("rm %s && systemctl start certbot.service", foreign)
     assert served_instead_of(before).strip() == host.file(f"{LIVE}/cert.pem").content_string.strip()
-    done = run()
-    assert (done.status, done.changed[HOST]) == (0, 0), done.said
+    assert_nothing_changes(proxy())
     assert nginx(host) == runs
 
 
@@ -378,15 +381,14 @@ def test_a_certificate_of_ones_own(host: Any, trust: Trust, own: Path, authority
         "vllm_tls_mode": "provided", "vllm_tls_chain_file": str(own / "chain.pem"), "vllm_tls_key_file": str(own / "key.pem"),
     }  # fmt: skip
     before, runs, current = served(), nginx(host), host.check_output("readlink /etc/vllm/tls/current")
-    foreseen = run("--tags", "certificate", "--check", "--diff", "-vvv", **settings)
+    foreseen = certificate("--check", "--diff", "-vvv", **settings)
     assert (foreseen.status, foreseen.changed[HOST]) == (0, 1), foreseen.said
     assert (served(), host.check_output("readlink /etc/vllm/tls/current")) == (before, current)
-    done = run("--tags", "certificate", "--diff", "-vvv", **settings)
+    done = certificate("--diff", "-vvv", **settings)
     assert (done.status, done.changed[HOST]) == (0, 1), done.said
     assert served().strip() == (own / "leaf.pem").read_text().strip()
     assert nginx(host) == runs
-    again = run("--tags", "certificate", **settings)
-    assert (again.status, again.changed[HOST]) == (0, 0), again.said
+    assert_nothing_changes(certificate(**settings))
     assert not host.file(RENEWAL).exists
     secret = (own / "key.pem").read_text().splitlines()[1:-1]
     said = foreseen.said + done.said + host.check_output("journalctl --quiet --boot")
@@ -394,6 +396,7 @@ def test_a_certificate_of_ones_own(host: Any, trust: Trust, own: Path, authority
     assert host.file("/etc/vllm/tls/current/privkey.pem").content_string == (own / "key.pem").read_text()
 
 
+@pytest.mark.usefixtures("host")
 def test_another_key_is_refused_before_the_host_is_touched(own: Path, tmp_path: Path) -> None:
     key = shutil.copy(own / "ca.key", tmp_path)
     Path(key).chmod(0o600)
@@ -422,12 +425,11 @@ def test_an_order_by_dns(authority: Any, host: Any) -> None:
     assert SERVED_ON in refused(done)
     assert wrong["dns_rfc2136_secret"] not in done.said
     assert served() == before
-    done = run("--tags", "certificate", "--diff", "-vvv", **settings, vllm_acme_dns_credentials=credentials)
+    done = certificate("--diff", "-vvv", **settings, vllm_acme_dns_credentials=credentials)
     assert done.status == 0, done.said
     assert served() != before
     assert nginx(host) == runs
-    again = certificate(**settings, vllm_acme_dns_credentials=credentials)
-    assert (again.status, again.changed[HOST]) == (0, 0), again.said
+    assert_nothing_changes(certificate(**settings, vllm_acme_dns_credentials=credentials))
     file = host.file("/etc/letsencrypt/vllm-dns.ini")
     assert (file.user, file.mode) == ("root", 0o600)
     assert secret not in done.said + host.check_output("journalctl --quiet --boot")
