@@ -34,12 +34,12 @@ RENEW = "certbot renew --force-renewal --no-random-sleep-on-renew --quiet"
 SERVED_ON = "What was served before is served on."
 
 
-def proxy(**variables: object) -> playbook.Done:
+def proxy(**variables: Any) -> playbook.Done:
     """A run of the proxy alone."""
     return playbook.run("molecule/acme/files/proxy.yml", hosts=[HOST], inventories=[INVENTORY], **variables)
 
 
-def certificate(*arguments: str, **variables: object) -> playbook.Done:
+def certificate(*arguments: str, **variables: Any) -> playbook.Done:
     """A run of the certificate alone."""
     return playbook.run(
         "molecule/acme/files/certificate.yml", *arguments, hosts=[HOST], inventories=[INVENTORY], **variables

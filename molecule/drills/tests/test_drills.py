@@ -110,7 +110,7 @@ def secrets_missing(subject: Subject) -> Seen:
     )
 
 
-def play(tags: str, **variables: object) -> playbook.Done:
+def play(tags: str, **variables: Any) -> playbook.Done:
     """Run site.yml on the machine."""
     return playbook.run("site.yml", "--tags", tags, hosts=[HOST], inventories=[INVENTORY], **variables)
 

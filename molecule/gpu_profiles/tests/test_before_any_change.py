@@ -22,7 +22,7 @@ FIELDS = {
 }  # fmt: skip
 
 
-def play(name: str, *arguments: str, hosts: tuple[str, ...] = ALL, **variables: object) -> playbook.Done:
+def play(name: str, *arguments: str, hosts: tuple[str, ...] = ALL, **variables: Any) -> playbook.Done:
     return playbook.run(name, *arguments, hosts=hosts, inventories=["molecule/gpu_profiles/inventory"], **variables)
 
 

@@ -24,11 +24,11 @@ INVENTORIES = ["molecule/weights/inventory"]
 SHORT = "--skip-tags=proxy,certificate,verify"
 
 
-def site(*arguments: str, **variables: object) -> playbook.Done:
+def site(*arguments: str, **variables: Any) -> playbook.Done:
     return playbook.run("site.yml", SHORT, *arguments, hosts=["gpu01"], inventories=INVENTORIES, **variables)
 
 
-def role(home: str = HOME, commit: str = FIRST, **variables: object) -> playbook.Done:
+def role(home: str = HOME, commit: str = FIRST, **variables: Any) -> playbook.Done:
     """Run the role alone."""
     wanted = [{"model": "gpuops/demo", "commit": commit, "format": "hf"}]
     settings = {
