@@ -300,9 +300,21 @@ class Gateway:
         file = self.root / "error.log"
         return file.read_text() if file.exists() else ""
 
-    def logged(self) -> list[dict[str, Any]]:
-        """The access log."""
-        return [json.loads(line) for line in (self.root / "access.log").read_text().splitlines()]
+    def logged(self, since: int = 0, count: int = 0) -> list[dict[str, Any]]:
+        """The access log without its first ``since`` lines, once it has ``count`` more: NGINX writes a line when it has answered."""
+        deadline = time.monotonic() + 10
+        while len(lines := self._log_lines()[since:]) < count:
+            assert time.monotonic() < deadline, f"{len(lines)} of {count} lines were logged"
+            time.sleep(0.02)
+        return [json.loads(line) for line in lines]
+
+    def _log_lines(self) -> list[str]:
+        file = self.root / "access.log"
+        return (
+            [line for line in file.read_text().splitlines(keepends=True) if line.endswith("\n")]
+            if file.exists()
+            else []
+        )
 
     def connect(self, verify: bool = True) -> http.client.HTTPSConnection:
         """A connection that is open already; it trusts every certificate that this gateway has had."""
