@@ -6,6 +6,7 @@ import functools
 import json
 import operator
 import os
+import pathlib
 import socket
 import subprocess
 import time
@@ -131,6 +132,24 @@ def test_messages_work() -> None:
         },
     )
     assert answer.json()["content"][0]["text"] == QUESTIONS[0]["answer"]
+
+
+def test_curl_works(tmp_path: pathlib.Path) -> None:
+    # In a file, since others see a command line.
+    (tmp_path / "headers").write_text(f"Authorization: Bearer {endpoint.KEY.read_text().strip()}\n")
+    question = {
+        "model": "gpuops-demo",
+        "messages": [{"role": "user", "content": QUESTIONS[0]["ask"][0]}],
+        "temperature": 0,
+    }
+    command = ["curl", "--silent", "--show-error", "--fail", "--no-buffer", "--cacert", str(endpoint.CA)]
+    command += ["--header", f"@{tmp_path}/headers", "--json", json.dumps({**question, "stream": True})]
+    done = subprocess.run(
+        [*command, endpoint.url(HOST, "/v1/chat/completions")], capture_output=True, text=True, timeout=60, check=True
+    )
+    events = [json.loads(line[6:]) for line in done.stdout.splitlines() if line.startswith("data: {")]
+    said = "".join(event["choices"][0]["delta"].get("content") or "" for event in events)
+    assert (said, done.stdout.endswith("data: [DONE]\n\n")) == (QUESTIONS[0]["answer"], True)
 
 
 def test_langchain_works_and_counts_what_vllm_counts(client: openai.OpenAI) -> None:
