@@ -77,6 +77,8 @@ def test_it_is_the_requests_own_model(gateway: Any, body: Any) -> None:
         ({'"model': "gpt-4"}, 400, "model_missing"),
         ({"model": "x" * 600}, 400, "model_missing"),
         (b"", 400, "model_missing"),
+        # Each would cost memory for as long as the answer lasts.
+        (b"{" + b'"model":"gpt-4",' * 2000 + b'"x":1}', 400, "bad_request"),
         (b"no json", 400, "model_missing"),
         (b'{"model": "\xff\xfe"}', 404, "model_not_found"),
         (b'{"a": {"model": "x"}, "model": "gpt-4"', 400, "bad_request"),
