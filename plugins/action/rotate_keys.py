@@ -99,19 +99,29 @@ class ActionModule(ActionBase):
             )
         if self._task.check_mode:
             return
-        if folder:
-            self._hand_over(folder, keys)
         if path.read_bytes() != data:
             raise _key_file.KeyFileError("Somebody else has changed it meanwhile. Run this again.")
-        write_atomic(path, vault.seal(edited, how).decode(), stat.S_IMODE(path.stat().st_mode))
+        prepared = _prepare(folder, keys) if folder else {}
+        try:
+            write_atomic(path, vault.seal(edited, how).decode(), stat.S_IMODE(path.stat().st_mode))
+        except BaseException:
+            # A key that opens nothing must not be handed to anybody.
+            for new in prepared:
+                new.unlink(missing_ok=True)
+            raise
+        for new, final in prepared.items():
+            new.rename(final)
 
-    @staticmethod
-    def _hand_over(folder: Path, keys: dict[str, str]) -> None:
-        folder.mkdir(mode=0o700, parents=True, exist_ok=True)
-        taken = [str(folder / f"{client}.key") for client in keys if (folder / f"{client}.key").exists()]
-        if taken:
-            raise _key_file.KeyFileError(f"{', '.join(taken)} is there from before. Hand it over and remove it.")
-        for client, key in keys.items():
-            descriptor = os.open(folder / f"{client}.key", os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600)
-            with os.fdopen(descriptor, "w") as stream:
-                stream.write(f"{key}\n")
+
+def _prepare(folder: Path, keys: dict[str, str]) -> dict[Path, Path]:
+    """Write each key beside the file that is to be handed over; return what becomes what."""
+    folder.mkdir(mode=0o700, parents=True, exist_ok=True)
+    files = {folder / f".{client}.key.new": folder / f"{client}.key" for client in keys}
+    if taken := [str(final) for final in files.values() if final.exists()]:
+        raise _key_file.KeyFileError(f"{', '.join(taken)} is there from before. Hand it over and remove it.")
+    for new, key in zip(files, keys.values(), strict=True):
+        new.unlink(missing_ok=True)
+        descriptor = os.open(new, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600)
+        with os.fdopen(descriptor, "w") as stream:
+            stream.write(f"{key}\n")
+    return files

@@ -166,14 +166,14 @@ def proxy_models(instances: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]
     """
     models: dict[str, dict[str, Any]] = {}
     for instance in instances:
-        name = instance["model_name"]
+        name, length = instance["model_name"], instance["engine_args"].get("max-model-len")
         model = models.setdefault(
             name,
             {
                 "name": name,
                 "default": False,
                 "served_as": list(instance["served_as"]),
-                "max_model_len": instance["engine_args"].get("max-model-len"),
+                "max_model_len": length if isinstance(length, int) and length > 0 else None,
                 "replicas": [],
             },
         )

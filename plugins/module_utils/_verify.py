@@ -290,7 +290,8 @@ def check_further_keys(endpoint: Endpoint, prefix: str, keys: Sequence[str]) -> 
     statuses = [endpoint.ask("GET", path, key=key).status for key in keys]
     detail = f"GET {path}: {', '.join(map(str, statuses))}"
     remedy = "Is the proxy's configuration that of this inventory? Run site.yml with --tags proxy."
-    return Check("further keys", all(status == 200 for status in statuses), detail, remedy)
+    # Who is told to come less often has shown a key that opens.
+    return Check("further keys", all(status in {200, 429} for status in statuses), detail, remedy)
 
 
 def check_model(endpoint: Endpoint, model: Model) -> list[Check]:

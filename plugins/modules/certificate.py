@@ -383,7 +383,7 @@ class Certificate:
     def retry(self, wanted: bool) -> None:
         """Have each run of the timer install what an earlier one could not, or not any more."""
         hook = f"{self.params['hook']} --tls-dir {self.tls_dir} --if-new {LIVE}"
-        text = f"# Made by the role gpuops.vllm.vllm_certbot.\n[Service]\nExecStartPost=-{hook}\n" if wanted else None
+        text = f"# Made by the role gpuops.vllm.vllm_certbot.\n[Service]\nExecStopPost=-{hook}\n" if wanted else None
         if _files.read_text(DROP_IN) == text:
             return
         self.actions.append(

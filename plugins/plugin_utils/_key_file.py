@@ -55,10 +55,18 @@ def rotate(
         if not own:
             known = ", ".join(dict.fromkeys(entry.text("name") for entry in entries))
             raise KeyFileError(f"{variable} has no client {client!r}, but {known}. Correct vllm_rotate_clients.")
-        gone = [entry for entry in own if _expired(entry, now)]
-        edits += [_removal(text, entry, entries) for entry in gone if entry is not own[-1]]
-        edits += [edit for entry in own if entry not in gone for edit in _ending(entry, until)]
-        edits.append(_addition(text, own[-1], _written(own[-1], key, encrypt), instead=own[-1] in gone))
+        alive = [entry for entry in own if not _expired(entry, now)]
+        if not alive:
+            raise KeyFileError(
+                f"Every key of {client!r} has ended. Give it a new one by hand, if it is to have one again."
+            )
+        edits += [_removal(text, entry, entries) for entry in own if entry not in alive]
+        edits += [edit for entry in alive for edit in _ending(entry, until)]
+        ends = [_moment(entry) for entry in alive]
+        # Who has a key only until some day gets none that lasts longer.
+        last = max(one for one in ends if one) if all(ends) else None
+        start = alive[-1].node.start_mark.index
+        edits.append((start, start, _written(alive[-1], key, last, encrypt) + _between(text, alive[-1])))
     edited = text
     # Of two at the same place the later one of the list comes to stand before the other.
     for start, end, new in sorted(edits, key=lambda edit: edit[0], reverse=True):
@@ -109,6 +117,10 @@ def _expired(entry: Entry, now: datetime.datetime) -> bool:
     return moment is not None and moment <= now
 
 
+def _text(moment: datetime.datetime) -> str:
+    return f'"{moment.astimezone(datetime.UTC):%Y-%m-%dT%H:%M:%SZ}"'
+
+
 def _moment(entry: Entry) -> datetime.datetime | None:
     node = entry.values.get("expires")
     return _clients.moment(_plain(node)) if node else None
@@ -119,7 +131,7 @@ def _ending(entry: Entry, until: datetime.datetime) -> Iterator[tuple[int, int, 
     moment = _moment(entry)
     if moment and moment <= until:
         return
-    said = f'"{until:%Y-%m-%dT%H:%M:%SZ}"'
+    said = _text(until)
     if old := entry.values.get("expires"):
         yield old.start_mark.index, old.end_mark.index, said
     else:
@@ -129,9 +141,11 @@ def _ending(entry: Entry, until: datetime.datetime) -> Iterator[tuple[int, int, 
         yield start, start, f"expires: {said}{following}"
 
 
-def _written(entry: Entry, key: str, encrypt: Encrypt) -> str:
-    """An entry with the same rights as ``entry`` and another key."""
+def _written(entry: Entry, key: str, end: datetime.datetime | None, encrypt: Encrypt) -> str:
+    """An entry with the same rights as ``entry``, another key, and an end if there is one."""
     members = [("name", entry.text("name"))]
+    if end:
+        members.append(("expires", _text(end)))
     old = entry.values.get("key")
     if is_digest(entry):
         members.append(("key_sha256", json.dumps(_clients.digest_of({"key": key}))))
@@ -151,15 +165,6 @@ def _written(entry: Entry, key: str, encrypt: Encrypt) -> str:
     return inner.join(f"{name}: " + value.rstrip("\n").replace("\n", f"{inner}  ") for name, value in members)
 
 
-def _addition(text: str, entry: Entry, new: str, instead: bool) -> tuple[int, int, str]:
-    """A new entry before ``entry``, or in its place."""
-    start = entry.node.start_mark.index
-    if not instead:
-        return start, start, new + _between(text, entry)
-    end = _end(entry)
-    return start, end, new + ("\n" if text[end - 1] == "\n" else "")
-
-
 def _between(text: str, entry: Entry) -> str:
     """What stands between two entries of the list: a comma, or a new line with a dash."""
     start = entry.node.start_mark
@@ -172,12 +177,14 @@ def _between(text: str, entry: Entry) -> str:
 
 
 def _removal(text: str, entry: Entry, entries: Sequence[Entry]) -> tuple[int, int, str]:
-    """An entry that is not the last one: its lines, or on a line with others all up to the next."""
-    start = entry.node.start_mark.index
-    if "\n" not in _between(text, entry):
-        return start, entries[entries.index(entry) + 1].node.start_mark.index, ""
-    end = _end(entry)
-    return text.rfind("\n", 0, start) + 1, text.find("\n", end - 1) + 1, ""
+    """An entry: its lines, or on a line with others what stands between it and a neighbour as well."""
+    start, end = entry.node.start_mark.index, _end(entry)
+    if "\n" in _between(text, entry):
+        return text.rfind("\n", 0, start) + 1, text.find("\n", end - 1) + 1 or len(text), ""
+    place = entries.index(entry)
+    if place + 1 < len(entries):
+        return start, entries[place + 1].node.start_mark.index, ""
+    return _end(entries[place - 1]), end, ""
 
 
 def _end(entry: Entry) -> int:

@@ -5,6 +5,7 @@
 
 from __future__ import annotations
 
+import re
 import time
 from collections.abc import Iterator, Mapping, Sequence
 from datetime import UTC, datetime
@@ -21,6 +22,8 @@ except ImportError:
     x509 = None  # type: ignore[assignment]
 
 _CHAIN, _KEY_FILE, _KEY = "vllm_tls_chain_file", "vllm_tls_key_file", "vllm_tls_key"
+#: As the program on the host reads it (roles/vllm_certbot/files/vllm-install-certificate), and nothing beside it.
+_KEY_ALONE = re.compile(r"-----BEGIN ([A-Z ]*PRIVATE KEY)-----\n(?:[A-Za-z0-9+/=]+\n)+-----END \1-----\n")
 _MIN_RSA_BITS = 2048
 
 
@@ -126,6 +129,11 @@ def _key_faults(settings: Mapping[str, Any], chain: Sequence[Any]) -> Iterator[s
         # Not their words, which may quote what they cannot read.
         yield "it cannot be read as a private key. It needs one key in PEM (BEGIN PRIVATE KEY), whole."
         return
+    if not _KEY_ALONE.fullmatch(str(settings["key"] or settings["key_pem"]).strip() + "\n"):
+        yield (
+            "there is more than one private key in it, or other text (a certificate, EC PARAMETERS, Bag Attributes, line ends of Windows). It needs the key"
+            " alone: openssl pkey -in FILE -out NEW."
+        )
     if isinstance(key, rsa.RSAPrivateKey) and key.key_size < _MIN_RSA_BITS:
         yield f"an RSA key of {key.key_size} bits, which OpenSSL refuses. It needs {_MIN_RSA_BITS} or more, or an ECDSA key."
     if chain and key.public_key() != chain[0].public_key():

@@ -5,17 +5,20 @@
 
 from __future__ import annotations
 
+import datetime
 import hashlib
 import json
 import os
 import subprocess
 from collections.abc import Callable
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
 import yaml
 from ansible.parsing.vault import VaultLib, VaultSecret
+from ansible_collections.gpuops.vllm.plugins.action import rotate_keys
 
 PASSWORD = "vault-password-for-tests"
 OLD = "the-old-key-0123456789"
@@ -127,4 +130,23 @@ def test_what_cannot_be_is_refused(tmp_path: Path, rotate: Any, options: Any, sa
     status, printed = rotate(**options)
     assert status == 2
     assert said in printed
+    assert (tmp_path / "keys.yml").read_text() == PLAIN
+
+
+def test_a_key_that_opens_nothing_is_not_left_to_be_handed_over(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def full(*_arguments: Any) -> None:
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(rotate_keys, "write_atomic", full)
+    (tmp_path / "keys.yml").write_text(PLAIN)
+    action: Any = rotate_keys.ActionModule.__new__(rotate_keys.ActionModule)
+    action._loader = SimpleNamespace(path_dwim=str, _vault=vault())
+    action._task = SimpleNamespace(check_mode=False)
+    options = {"path": str(tmp_path / "keys.yml"), "variable": "vllm_api_keys", "handover_dir": str(tmp_path / "new")}
+    now = datetime.datetime.now(datetime.UTC)
+    with pytest.raises(OSError, match="No space"):
+        action._change(options, {"a": "the-new-key-0123456789"}, now, now)
+    assert list((tmp_path / "new").iterdir()) == []
     assert (tmp_path / "keys.yml").read_text() == PLAIN

@@ -79,7 +79,7 @@ def test_the_timers_second_try_comes_and_goes(make: Make) -> None:
     first, again, off, still_off = (make() for _each in range(4))
     first.retry(wanted=True)
     again.retry(wanted=True)
-    assert "ExecStartPost=-/hook --tls-dir /etc/vllm/tls --if-new /etc/letsencrypt/live/vllm\n" in (
+    assert "ExecStopPost=-/hook --tls-dir /etc/vllm/tls --if-new /etc/letsencrypt/live/vllm\n" in (
         certificate.DROP_IN.read_text()
     )
     off.retry(wanted=False)

@@ -83,16 +83,19 @@ vllm_api_keys:
             f"""\
 vllm_api_keys:
   - name: a
+    expires: "2031-01-01T00:00:00Z"
     key: "{NEW}"
   - name: a
     key: second
     expires: "2030-01-02T00:00:00Z"
 """,
-            id="what has expired goes, what would last longer ends",
+            id="what has expired goes, what would last longer ends, and the new one ends when the old one would have",
         ),
         pytest.param(
             """\
 vllm_api_keys:
+  - name: a
+    key: second
   - name: a
     key: first
     expires: 2029-12-31T00:00:00Z
@@ -103,10 +106,18 @@ vllm_api_keys:
 vllm_api_keys:
   - name: a
     key: "{NEW}"
+  - expires: "2030-01-02T00:00:00Z"
+    name: a
+    key: second
   - name: b
     key: bbbb
 """,
-            id="the only one has expired",
+            id="the last one has expired",
+        ),
+        pytest.param(
+            "vllm_api_keys: [{name: a, key: y}, {name: a, key: x, expires: 2029-12-31T00:00:00Z}]\n",
+            f'vllm_api_keys: [{{name: a, key: "{NEW}"}}, {{expires: "2030-01-02T00:00:00Z", name: a, key: y}}]\n',
+            id="on a line the last one has expired",
         ),
         pytest.param(
             "vllm_api_keys: [{name: a, key: x, expires: 2029-12-31T00:00:00Z}, {name: a, key: y}]\n",
@@ -123,6 +134,7 @@ vllm_api_keys:
             f"""\
 vllm_api_keys:
   - name: a
+    expires: "2030-01-01T12:00:00Z"
     key: "{NEW}"
   - name: a
     expires: "2030-01-01T12:00:00Z"
@@ -183,6 +195,7 @@ def test_several_at_once() -> None:
         ("vllm_api_keys:\n  - name: b\n    key: bbbb\n", "has no client 'a', but b"),
         ('vllm_api_keys:\n  - name: a\n    key: "{{ vault_a }}"\n', "stands elsewhere"),
         ("vllm_api_keys:\n  - name: a\n", "stands elsewhere"),
+        ("vllm_api_keys:\n  - {name: a, key: x, expires: 2029-12-31T00:00:00Z}\n", "Every key of 'a' has ended"),
         ("vllm_api_keys: secret-text\n", "as a list"),
         ("others: []\n", "as a list"),
         ("- just\n- a list\n", "as a list"),

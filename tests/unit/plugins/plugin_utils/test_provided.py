@@ -134,6 +134,16 @@ def test_a_good_pair(judge: Judge, changes: dict[str, Any]) -> None:
         ({"mode": 0o640}, "vllm_tls_key_file is '/key.pem': others than its owner may read it (mode 0640). Say chmod 0600"),
         ({"key_text": pem(KEY, b"secret")}, "vllm_tls_key_file is '/key.pem': it is encrypted with a passphrase"),
         ({"key_text": pem(KEY)[:-40]}, "vllm_tls_key_file is '/key.pem': it cannot be read as a private key."),
+        *[
+            ({"key_text": text}, "vllm_tls_key_file is '/key.pem': there is more than one private key in it, or other text")
+            for text in (
+                pem(KEY).replace("\n", "\r\n"),
+                pem(KEY) + pem(KEY),
+                pem(KEY) + LEAF,
+                "Bag Attributes\n" + pem(KEY),
+                "-----BEGIN EC PARAMETERS-----\nBggqhkjOPQMBBw==\n-----END EC PARAMETERS-----\n" + pem(KEY),
+            )
+        ],
         (
             {"key_text": pem(OTHER_KEY)},
             f"vllm_tls_key_file is '/key.pem': it is not the key of the first certificate in vllm_tls_chain_file (CN={DOMAIN}).",
