@@ -221,7 +221,7 @@ def _listeners(table: Path) -> list[tuple[str, int]]:
     except OSError:
         return []
     for fields in map(str.split, lines):
-        address, _, port = fields[1].partition(":")
+        address, _colon, port = fields[1].partition(":")
         if fields[3] == "0A" and not address.endswith("7F") and address != "00000000000000000000000001000000":
             found.append((fields[9], int(port, 16)))
     return found

@@ -162,14 +162,14 @@ def _settings(drop_in: str) -> list[str]:
         if line.startswith("["):
             section = line
         elif section == "[Service]" and "=" in line and not line.startswith(("#", ";")):
-            key, _, value = line.partition("=")
+            key, _equals, value = line.partition("=")
             found.append(f"{key.strip()}={value.strip()}")
     return found
 
 
 def has_own_tmp(settings: Sequence[str]) -> bool:
     """Whether ``PrivateTmp`` is on at last."""
-    values = [value for key, _, value in (setting.partition("=") for setting in settings) if key == "PrivateTmp"]
+    values = [value for key, _equals, value in (setting.partition("=") for setting in settings) if key == "PrivateTmp"]
     return bool(values) and values[-1].lower() not in ("no", "false", "off", "0", "")
 
 
