@@ -81,7 +81,14 @@ class ActionModule(ActionBase):
             ) from None
         moment = f"{until:%Y-%m-%dT%H:%M:%SZ}"
         said = "".join(f"{client}: a new key; those from before end at {moment}\n" for client in keys)
-        return {**result, "changed": True, "until": moment, "clients": list(keys), "diff": {"prepared": said}}
+        return {
+            **result,
+            "changed": True,
+            "until": moment,
+            "grace_s": args["grace_s"],
+            "clients": list(keys),
+            "diff": {"prepared": said},
+        }
 
     def _change(
         self, args: dict[str, Any], keys: dict[str, str], now: datetime.datetime, until: datetime.datetime

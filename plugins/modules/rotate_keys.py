@@ -62,6 +62,10 @@ until:
   description: The moment when the old keys end.
   returned: success
   type: str
+grace_s:
+  description: Seconds until then.
+  returned: success
+  type: int
 clients:
   description: The clients with a new key.
   returned: success

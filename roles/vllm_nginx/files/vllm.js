@@ -204,7 +204,8 @@ function meter(r, data, flags) {
         if (all.indexOf(TOKENS) >= 0) {
             count(r, all.toString());
         }
-        begun = all.subarray(Math.max(0, all.length - LONGEST_COUNT));
+        // No number goes on after a whole event.
+        begun = all.subarray(whole ? all.length : Math.max(0, all.length - LONGEST_COUNT));
         r.sendBuffer(data, flags);
         return;
     }
