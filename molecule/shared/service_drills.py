@@ -35,8 +35,10 @@ class Times:
 
 
 TIMES = Times()
-# A restart takes RestartSec, the load, and this much.
-GRACE_S = 2.0
+# A restart takes RestartSec, the load, and this much: a dozen instances are drilled side by side on two cores.
+GRACE_S = 5.0
+# How long a load is waited for; it counts in no limit.
+LOAD_S = 60.0
 SLOW_ANSWER = {"TOKEN_S": "0.05", "ANSWER": "word " * 80}
 
 
@@ -45,9 +47,11 @@ def figure(seconds: float | None) -> str:
     return "never" if seconds is None else f"{seconds:.1f} s"
 
 
-def comes_back(subject: Subject, before: Look, killed_s: float, limit_s: float) -> tuple[bool, str, Look]:
+def comes_back(
+    subject: Subject, before: Look, killed_s: float, limit_s: float, load_s: float = LOAD_S
+) -> tuple[bool, str, Look]:
     """Wait for the next whole answer; judge it by `limit_s` beside RestartSec and the load, and look for what was left."""
-    back_s = subject.back(killed_s, limit_s + TIMES.restart_s + GRACE_S + 60)
+    back_s = subject.back(killed_s, limit_s + TIMES.restart_s + GRACE_S + load_s)
     # An engine answers others a moment before the launcher has its own answer.
     after = subject.wait(lambda look: look.serving and look.load_s > 0, within_s=10 if back_s else 0)
     if back_s is None:
@@ -61,11 +65,13 @@ def comes_back(subject: Subject, before: Look, killed_s: float, limit_s: float) 
 # --- death ----------------------------------------------------------------------------------------
 
 
-def kill_engine(subject: Subject, before: Look | None = None, dies_within_s: float = 1.0) -> Seen:
+def kill_engine(
+    subject: Subject, before: Look | None = None, dies_within_s: float = 1.0, loads_within_s: float = LOAD_S
+) -> Seen:
     """SIGKILL to the engine core. `dies_within_s`: what the engine itself takes to end after that."""
     before = before or subject.begin()
     killed_s = subject.kill("KILL", before.core)
-    ok, said, _after = comes_back(subject, before, killed_s, dies_within_s)
+    ok, said, _after = comes_back(subject, before, killed_s, dies_within_s, loads_within_s)
     return Seen(ok, said)
 
 
@@ -240,8 +246,10 @@ def port_taken(subject: Subject, port: int) -> Seen:
 
 
 def stop_under(subject: Subject, streams: int, flowing: int, **body: object) -> Seen:
-    """`systemctl stop` of one that serves, once so many of its streams through the proxy flow."""
+    """`systemctl stop` of one that serves, once it has taken all streams through the proxy and so many of them flow."""
     background = subject.load(streams, streams, **body)
+    # What comes after the stop is told to come again, as it should be.
+    background.wait_until_taken(streams, within_s=60)
     background.wait_for_flow(flowing, within_s=30)
     begun_s = time.monotonic()
     subject.systemctl("stop")

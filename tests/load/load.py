@@ -23,7 +23,7 @@ import sys
 import threading
 import time
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any, Literal
@@ -136,6 +136,11 @@ class Load:
         """How many streams have begun and not ended."""
         return sum(bool(one.arrivals) and not one.ended for one in tuple(self.streams))
 
+    @property
+    def taken(self) -> int:
+        """How many were answered by 200, which an engine that is busy sends before its first token."""
+        return sum(one.kind != "failed" for one in tuple(self.streams))
+
     def stop(self) -> None:
         """Send no more requests; those under way go on to their end."""
         self._enough.set()
@@ -209,10 +214,17 @@ class Background:
 
     def wait_for_flow(self, streams: int, within_s: float = 10.0) -> None:
         """Wait until so many streams have begun and not ended; raises TimeoutError."""
+        self._wait(lambda: self._load.flowing, streams, within_s)
+
+    def wait_until_taken(self, streams: int, within_s: float = 10.0) -> None:
+        """Wait until so many were taken by the server, in all; raises TimeoutError."""
+        self._wait(lambda: self._load.taken, streams, within_s)
+
+    def _wait(self, count: Callable[[], int], streams: int, within_s: float) -> None:
         end = time.monotonic() + within_s
-        while self._load.flowing < streams:
+        while count() < streams:
             if time.monotonic() > end:
-                raise TimeoutError(f"{self._load.flowing} of {streams} streams after {within_s} s")
+                raise TimeoutError(f"{count()} of {streams} streams after {within_s} s")
             time.sleep(0.02)
 
     def report(self, within_s: float) -> Report:

@@ -44,12 +44,13 @@ def shown(drill: str, seen: drills.Seen) -> None:
 def test_the_engines_death_is_noticed_and_cured(subject: Subject) -> None:
     before = subject.look()
     assert before.core > 0, before
-    shown("kill -9 of the engine", drills.kill_engine(subject, before, DIES_WITHIN_S))
+    shown("kill -9 of the engine", drills.kill_engine(subject, before, DIES_WITHIN_S, LOADS_WITHIN_S))
 
 
 def test_a_stop_cuts_no_stream(subject: Subject) -> None:
     # It takes eight at a time; the others wait their turn, and are not refused either.
-    shown("stop under 20 streams", drills.stop_under(subject, streams=20, flowing=4, max_tokens=300, ignore_eos=True))
+    seen = drills.stop_under(subject, streams=20, flowing=4, max_tokens=300, ignore_eos=True)
+    shown("stop under 20 streams", seen)
 
 
 def test_the_main_processes_death_leaves_nothing_behind(subject: Subject) -> None:

@@ -28,6 +28,8 @@ import units
 from record import Way
 from service_drills import Seen
 from subject import Shell, Subject
+from vllm_lab.machine import last_words
+from vllm_lab.model import MACHINES
 
 testinfra_hosts = ["ansible://deb13"]
 HOST = "deb13"
@@ -386,7 +388,6 @@ class Run:
         shell.run("systemctl --no-block reboot")
         for subject in self._subjects.values():
             subject.shell.disconnect()
-        waiting = [subject for name, subject in self._subjects.items() if name != "leaving"]
         while time.monotonic() < begun + 60:
             try:
                 if shell.out(first, timeout_s=5) != boot:
@@ -394,7 +395,18 @@ class Run:
             except (RuntimeError, subprocess.TimeoutExpired):
                 pass
             time.sleep(0.5)
+        while True:
+            try:
+                return self.served_again(begun)
+            except RuntimeError as error:  # it went down once more
+                if time.monotonic() > begun + 60:
+                    raise RuntimeError(f"{error}; its console: {last_words(MACHINES[HOST])}") from error
+            time.sleep(0.5)
+
+    def served_again(self, begun: float) -> Seen:
+        """Whether all that is enabled serves within a minute."""
         late: list[str] = []
+        waiting = [subject for name, subject in self._subjects.items() if name != "leaving"]
         for subject in waiting:
             if not subject.wait(lambda look: look.serving, within_s=max(1.0, begun + 60 - time.monotonic())).serving:
                 late.append(subject.name)

@@ -195,7 +195,7 @@ def start(machine: Machine, layers: list[str]) -> None:
         )
     if not wait_for(record.exists, timeout_s=10, interval_s=0.01) or process.poll() is not None:
         process.terminate()
-        raise LabError(f"{machine.name}: systemd-nspawn did not start: {_last_words(machine)}")
+        raise LabError(f"{machine.name}: systemd-nspawn did not start: {last_words(machine)}")
 
 
 def wait_until_ready(machine: Machine) -> None:
@@ -222,13 +222,14 @@ def wait_until_ready(machine: Machine) -> None:
         return bool(state) or not is_running(machine)
 
     if not wait_for(answered, BOOT_TIMEOUT_S) or not state:
-        raise LabError(f"{machine.name}: no answer by SSH within {BOOT_TIMEOUT_S} s: {_last_words(machine)}")
+        raise LabError(f"{machine.name}: no answer by SSH within {BOOT_TIMEOUT_S} s: {last_words(machine)}")
     if state != "running":
         raise LabError(f"{machine.name}: booted, but not well: {' | '.join(state.splitlines())}")
     ready.touch()
 
 
-def _last_words(machine: Machine) -> str:
+def last_words(machine: Machine) -> str:
+    """The last lines of a machine's console."""
     log = machine.directory / "console.log"
     lines = log.read_text(encoding="utf-8", errors="replace").split("\n") if log.exists() else []
     return " | ".join([line.strip() for line in lines if line.strip()][-3:]) or "it said nothing"

@@ -40,12 +40,16 @@ RELEASE_PACKAGES = {"bookworm": (*BASE_PACKAGES, "pebble"), "trixie": BASE_PACKA
 
 @dataclass(frozen=True)
 class Machine:
-    """One machine of the lab: a name, its address, its Debian release, and what it is for ("acme" or "server")."""
+    """One machine of the lab: a name, its address, its Debian release, and what it is for ("acme" or "server").
+
+    A spare one is in no scenario and so not in molecule/inventory: molecule/bench_inventory has it.
+    """
 
     name: str
     address: str
     release: str
     purpose: str = "server"
+    spare: bool = False
 
     @property
     def fqdn(self) -> str:
@@ -90,6 +94,8 @@ MACHINES = {
         Machine("gpu01", "10.77.0.11", "bookworm"),
         Machine("gpu02", "10.77.0.12", "bookworm"),
         Machine("deb13", "10.77.0.13", "trixie"),
+        Machine("gpu03", "10.77.0.14", "bookworm", spare=True),
+        Machine("gpu04", "10.77.0.15", "bookworm", spare=True),
     )
 }
 

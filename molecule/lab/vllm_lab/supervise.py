@@ -4,7 +4,8 @@
 """The process that keeps one machine running: `python3 -m vllm_lab.supervise RECORD CGROUPS COMMAND...`.
 
 CGROUPS are the folders of the cgroups that the machine is to live in, joined by ':'; often none.
-systemd-nspawn ends with status 133 when the machine wants to reboot, and is then started again. A TERM ends the machine
+systemd-nspawn ends with status 133 when the machine wants to reboot, and is then started again; also when a machine that had
+rebooted falls over, a few times, so that one hitch of nspawn is not the end of a long run. A TERM ends the machine
 at once. If this process is killed, nspawn dies with it; the machine itself may live on, and `down` finds it.
 """
 
@@ -15,12 +16,15 @@ import os
 import signal
 import subprocess
 import sys
+import time
 from pathlib import Path
 from types import FrameType
 
 from .system import process_start, write
 
 REBOOT = 133
+#: How often in a row a machine that falls over is started again.
+TRIES = 3
 JOIN = 'IFS=:; for group in $1; do echo 0 > "$group/cgroup.procs"; done; shift; exec setpriv --pdeathsig KILL "$@"'
 
 
@@ -57,13 +61,18 @@ class Supervisor:
 
     def run(self) -> int:
         """Run until the machine is off; the exit status of its last boot."""
-        status = REBOOT
-        while status == REBOOT and not self.stopping:
+        status, rebooted, fallen = REBOOT, False, 0
+        while not self.stopping:
             self.process = subprocess.Popen(self.command, stdin=subprocess.DEVNULL)
             self._write_record()
             if self.stopping:  # told so between the two lines above
                 self.stop(signal.SIGTERM, None)
             status = self.process.wait()
+            print(f"{time.strftime('%T')} a boot ended with {status}", flush=True)
+            rebooted |= status == REBOOT
+            fallen = 0 if status == REBOOT else fallen + 1
+            if status == 0 or not rebooted or fallen > TRIES:
+                break
         return status
 
     def _write_record(self) -> None:

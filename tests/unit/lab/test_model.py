@@ -6,6 +6,7 @@ import ipaddress
 import re
 from pathlib import Path
 
+import pytest
 import yaml
 from vllm_lab import model
 from vllm_lab.model import MACHINES, NETWORK, REPO
@@ -23,16 +24,23 @@ def test_names_fit_where_the_kernel_counts_characters() -> None:
     assert len(model.BRIDGE) <= 15
 
 
-def test_the_inventory_lists_the_machines_with_their_addresses() -> None:
-    inventory = yaml.safe_load((REPO / "molecule/inventory/hosts.yml").read_text(encoding="utf-8"))
-    groups = inventory["lab"]["children"]
-    listed = {
+def listed(inventory: str) -> dict[str, tuple[str, str]]:
+    """What an inventory says of purpose and address of each machine."""
+    content = yaml.safe_load((REPO / inventory).read_text(encoding="utf-8"))
+    return {
         name: (group.removesuffix("_servers"), host["ansible_host"])
-        for group, content in groups.items()
+        for group, content in content["lab"]["children"].items()
         for name, host in content["hosts"].items()
     }
+
+
+@pytest.mark.parametrize(
+    ("inventory", "spare"), [("molecule/inventory/hosts.yml", False), ("molecule/bench_inventory/hosts.yml", True)]
+)
+def test_the_inventories_list_the_machines_with_their_addresses(inventory: str, spare: bool) -> None:
     purposes = {"server": "vllm", "acme": "acme"}
-    assert listed == {name: (purposes[one.purpose], one.address) for name, one in MACHINES.items()}
+    wanted = {name: (purposes[one.purpose], one.address) for name, one in MACHINES.items() if one.spare == spare}
+    assert listed(inventory) == wanted
 
 
 def test_mac_is_local_and_made_of_the_address() -> None:

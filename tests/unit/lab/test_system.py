@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 from vllm_lab import acme, system
-from vllm_lab.supervise import REBOOT, Supervisor
+from vllm_lab.supervise import REBOOT, TRIES, Supervisor
 
 MOUNTINFO = """\
 22 1 254:0 / / rw,relatime - ext4 /dev/vda rw
@@ -77,12 +77,23 @@ def test_write_sets_the_mode_whatever_the_umask(tmp_path: Path) -> None:
     assert [path.name for path in (tmp_path / "a").iterdir()] == ["key"]
 
 
-def test_the_supervisor_starts_again_on_a_reboot_and_on_nothing_else(tmp_path: Path) -> None:
+@pytest.mark.parametrize(
+    ("statuses", "boots", "last"),
+    [
+        ((1,), 1, 1),  # it never came up
+        ((REBOOT, REBOOT, 0), 3, 0),  # switched off
+        ((REBOOT, 1, 1, REBOOT, 1, 0), 6, 0),  # fell over, and came up again
+        ((REBOOT, 1, 1, 1, 1, 1), 2 + TRIES, 1),
+    ],
+)
+def test_the_supervisor_starts_again_what_reboots_or_then_falls_over(
+    tmp_path: Path, statuses: tuple[int, ...], boots: int, last: int
+) -> None:
     count = tmp_path / "count"
-    script = f'echo x >> {count}; [ "$(wc -l < {count})" -ge 3 ] && exit 7; exit {REBOOT}'
+    script = f'echo x >> {count}; set -- {" ".join(map(str, statuses))}; shift "$(($(wc -l < {count}) - 1))"; exit "$1"'
     supervisor = Supervisor(tmp_path / "processes.json", "", ["sh", "-c", script])
-    assert supervisor.run() == 7
-    assert count.read_text(encoding="ascii") == "x\n" * 3
+    assert supervisor.run() == last
+    assert count.read_text(encoding="ascii") == "x\n" * boots
     assert system.read_json(tmp_path / "processes.json")["supervisor"][0] == os.getpid()
 
 
