@@ -12,7 +12,7 @@ from streams import Seen
 
 #: The share of the cores above which a queue is measured, and not what a proxy adds.
 FULL = 0.8
-NAMES = {"direct": "direct", "gateway": "this gateway", "litellm": "LiteLLM"}
+NAMES = {"direct": "direct", "nginx": "NGINX alone", "gateway": "this gateway", "litellm": "LiteLLM"}
 
 
 @dataclass(frozen=True)
@@ -121,7 +121,7 @@ def find(cells: Sequence[Cell], way: str, streams: int) -> Cell | None:
 def aims(cells: Sequence[Cell]) -> list[Aim]:
     """Return what was aimed at, judged on what was measured; what was not is not met."""
     judged = []
-    direct, gateway, litellm = (find(cells, way, 1) for way in NAMES)
+    direct, gateway, litellm = (find(cells, way, 1) for way in ("direct", "gateway", "litellm"))
     added = gateway.first.p50 - direct.first.p50 if direct and gateway else math.inf
     rounds = (
         [own - there for own, there in zip(gateway.rounds_first_p50, direct.rounds_first_p50, strict=True)]
@@ -151,7 +151,7 @@ def aims(cells: Sequence[Cell]) -> list[Aim]:
             f"{times:.0f} times ({added:.2f} ms and {theirs:.2f} ms)" if litellm else "not measured",
         )
     )
-    mine = [one for one in cells if one.way != "litellm"]
+    mine = [one for one in cells if one.way in ("direct", "gateway")]
     lost = sum(one.unanswered + sum(one.failed.values()) for one in mine)
     judged.append(Aim("direct and through the gateway no request is lost", lost == 0, f"{lost} lost"))
     highest = max((max(one.busy, one.busiest) for one in mine), default=math.inf)
@@ -226,7 +226,9 @@ def cpu_table(cells: Sequence[Cell]) -> str:
     ]
     lines = [head, ["---:", "---", *["---:"] * (len(head) - 2)]]
     for one in cells:
-        shares = [one.cpu.get(group, 0.0) for group in ("client", "upstream", "gateway", "litellm")]
+        # Of the two NGINX the one that is not asked rests.
+        groups = (("client",), ("upstream",), ("nginx", "gateway"), ("litellm",))
+        shares = [sum(one.cpu.get(name, 0.0) for name in names) for names in groups]
         figures = [
             f"{share:.0%}" if share >= 0.1 else f"{share:.1%}" for share in (*shares, one.others, one.busy, one.busiest)
         ]
@@ -277,6 +279,15 @@ def cells(stored: Iterable[Mapping[str, Any]]) -> list[Cell]:
     return made
 
 
+def floor(cells: Sequence[Cell]) -> str:
+    """Say what the least that a proxy with TLS can be adds here, which no configuration of NGINX stays below."""
+    direct, alone = find(cells, "direct", 1), find(cells, "nginx", 1)
+    if direct is None or alone is None:
+        return ""
+    added = ms(alone.first.p50 - direct.first.p50)
+    return f"\nOf what is added at 1 stream, {added} ms are those of NGINX alone: TLS, and a process that is woken twice more.\n"
+
+
 def page(made: Mapping[str, str], extent: Mapping[str, Any], paced: Sequence[Cell], short: Sequence[Cell]) -> str:
     """Return docs/bench-proxy.md."""
     pace = [one for one in paced if one.way == "direct"]
@@ -285,6 +296,7 @@ def page(made: Mapping[str, str], extent: Mapping[str, Any], paced: Sequence[Cel
     return PAGE.format(
         **made,
         aims=aims_table(aims(paced)),
+        floor=floor(paced),
         latency=latency_table(paced),
         cpu=cpu_table(paced),
         short=saturated_table(short),
@@ -304,7 +316,7 @@ Debian packages them, LiteLLM {litellm}, Python {python}. Times in milliseconds.
 
 ![What the gateway and LiteLLM's proxy add to the time to the first token, and the answers of a CPU-second](bench-proxy.svg)
 
-{aims}
+{aims}{floor}
 ## Paced streams
 
 Each stream gets 50 events a second, as of a model that writes 50 tokens a second. "Added" is a percentile less the same one of direct. "An event later" is
@@ -327,10 +339,11 @@ depend on what the client and the upstream take; answers per CPU-second of all p
 
 - **direct**: the client asks the upstream over plain HTTP. **this gateway**: NGINX with the configuration that the role `vllm_nginx` renders with its
   defaults, in front of two models: TLS, the client's key looked up by its SHA-256, the model taken from the body, tokens and access log written;
-  workers and connections as in Debian's nginx.conf. **LiteLLM**: its proxy without a database, over plain HTTP, with the master key, one worker for each
+  workers and connections as in Debian's nginx.conf. **NGINX alone**: the same program with the same TLS that passes everything on and does nothing else, the
+  least that such a proxy costs on this machine. **LiteLLM**: its proxy without a database, over plain HTTP, with the master key, one worker for each
   core, and the settings that its documentation recommends for production (`LITELLM_MODE=PRODUCTION`, `LITELLM_LOG=ERROR`), leading to the same upstream as `hosted_vllm/`.
-  What TLS costs is counted against the gateway alone.
-- The three are measured in turn, {rounds} rounds with another order in each, {paced_s} s a window of streams and {short_s} s a window of short answers, and each
+  What TLS costs is counted against the two NGINX, the client's part of it included.
+- All are measured in turn, {rounds} rounds with another order in each, {paced_s} s a window of streams and {short_s} s a window of short answers, and each
   time only once the programs have come to rest. Connections are warm: each has had a request before the window begins. NGINX keeps as many of its own to the upstream as the
   role's default says, 32 a worker. With {numbers} streams each asks again 20 ms after its answer has ended; one alone for 5 events, several for 100. They begin evenly spread, so that
   their events do not come all at once. The prompt has about 2,000 characters.
@@ -340,6 +353,6 @@ depend on what the client and the upstream take; answers per CPU-second of all p
 - CPU time is read from /proc for each process at both ends of a window. "Anything else" is what the rest of the machine took, its host included.
 
 Not measured: a network (all is loopback), new connections and their TLS handshakes, HTTP/2, long prompts, and a real engine, which sends the tokens of all streams
-of a step at once and would add its own seconds. What both do besides is not compared: LiteLLM translates between many providers and keeps budgets, where it has a
+of a step at once and would add its own seconds. What the proxies do besides is not compared: LiteLLM translates between many providers and keeps budgets, where it has a
 database.
 """

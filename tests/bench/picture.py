@@ -17,10 +17,11 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
 INK = "#6e7681"
-COLOURS = {"direct": "#8b949e", "gateway": "#2da44e", "litellm": "#bf6a02"}
+COLOURS = {"direct": "#8b949e", "nginx": "#4c8dda", "gateway": "#2da44e", "litellm": "#bf6a02"}
+PROXIES = ("nginx", "gateway", "litellm")
 #: What cannot be told from nothing stands at the foot of the scale.
 LEAST_MS = 0.01
-WIDTH = 0.36
+WIDTH = 0.27
 
 STYLE = {
     "svg.fonttype": "none",
@@ -49,7 +50,7 @@ def number(value: float) -> str:
 def added(axes: Axes, paced: Sequence[figures.Cell]) -> None:
     """Bars of the median that each proxy adds to the first token, by number of streams, with a line up to the 99th percentile."""
     streams = sorted({one.streams for one in paced})
-    for offset, way in ((-WIDTH / 2, "gateway"), (WIDTH / 2, "litellm")):
+    for offset, way in zip((-WIDTH, 0.0, WIDTH), PROXIES, strict=True):
         for place, count in enumerate(streams):
             own, direct = figures.find(paced, way, count), figures.find(paced, "direct", count)
             if own is None or direct is None:
@@ -106,7 +107,7 @@ def draw(paced: Sequence[figures.Cell], answers: Sequence[figures.Cell], file: P
             axes.tick_params(axis="x", length=0)
         added(left, paced)
         short(right, answers)
-        keys = [mpl.patches.Patch(color=COLOURS[way], label=figures.NAMES[way]) for way in ("gateway", "litellm")]
+        keys = [mpl.patches.Patch(color=COLOURS[way], label=figures.NAMES[way]) for way in PROXIES]
         if any(one.full for one in paced):
             keys.append(
                 mpl.patches.Patch(facecolor=INK, hatch="////", edgecolor="#ffffff66", label="cores full: a queue")

@@ -1,4 +1,4 @@
-"""The programs that `make bench-proxy` measures, on loopback: the upstream, this collection's gateway before it, and LiteLLM's proxy before it."""
+"""The programs that `make bench-proxy` measures, on loopback: the upstream, and before it NGINX alone, this collection's gateway or LiteLLM's proxy."""
 
 from __future__ import annotations
 
@@ -30,6 +30,45 @@ class Gateway(gateway.Gateway):
     PROCESSES = "worker_processes auto;\nevents { worker_connections 768; }\n"
 
 
+#: The least that a proxy with TLS can be.
+ALONE = """\
+access_log off;
+upstream engine {{
+    zone engine 64k;
+    server 127.0.0.1:{engine};
+    keepalive 32;
+}}
+server {{
+    listen 127.0.0.1:{https} ssl;
+    include {tree}/tls.conf;
+    ssl_certificate {root}/fullchain.pem;
+    ssl_certificate_key {root}/privkey.pem;
+    proxy_buffering off;
+    proxy_http_version 1.1;
+    proxy_set_header Connection "";
+    location / {{
+        proxy_pass http://engine;
+    }}
+}}
+server {{
+    listen 127.0.0.1:{status};
+    location = /digest {{
+        return 200 {digest};
+    }}
+}}
+"""
+
+
+class Alone(Gateway):
+    """The same NGINX with the same TLS, and nothing else of the role."""
+
+    def _write(self) -> None:
+        super()._write()
+        ports = {"engine": self.instances[0]["port"], "https": self.https_port, "status": self.status_port}
+        text = ALONE.format(root=self.root, tree=self._tree, digest=self._tree.name, **ports)
+        (self._tree / "vllm.conf").write_text(text)
+
+
 @contextlib.contextmanager
 def upstream(events_per_s: float) -> Iterator[tuple[int, int]]:
     """Start the paced upstream; its process and its port."""
@@ -45,13 +84,14 @@ def upstream(events_per_s: float) -> Iterator[tuple[int, int]]:
 
 
 @contextlib.contextmanager
-def ours(root: Path, port: int) -> Iterator[tuple[int, Way]]:
-    """Start the gateway, with a second model so that the body must be looked into; NGINX's main process and the way."""
+def nginx(kind: type[Gateway], name: str, root: Path, port: int) -> Iterator[tuple[int, Way]]:
+    """Start NGINX, with a second model so that the gateway must look into the body; its main process and the way."""
     instances = [gateway.instance(f"{model}-0", model, port) for model in (MODEL, "other")]
-    made = Gateway(root, instances, [{"name": "bench", "key": gateway.KEY}])
+    root.mkdir()
+    made = kind(root, instances, [{"name": "bench", "key": gateway.KEY}])
     try:
         trusted = ssl.create_default_context(cafile=str(root / "fullchain.pem"))
-        yield made.pid, Way("gateway", made.https_port, gateway.DOMAIN, gateway.KEY, MODEL, trusted)
+        yield made.pid, Way(name, made.https_port, gateway.DOMAIN, gateway.KEY, MODEL, trusted)
     finally:
         made.close()
 

@@ -6,13 +6,17 @@ import models from 'models.js';
 // A request's members called "model" that are text. As a member's name it never follows a backslash. Looked for as text, since njs reads JSON
 // only 32 levels deep, and stands still meanwhile: two seconds for 16 MB of small members, where this takes 0.1.
 const MODEL = /(?<!\\)"model"\s*:\s*"((?:[^"\\]|\\.){0,512})"/g;
-// What is read as a whole. njs finds members by a hash that a client can have collide: 2000 of them cost 30 ms, 19000 two seconds.
+// What is read as a whole. njs finds members by a hash that a client can have collide: 2000 of them cost 30 ms, 19000 two seconds. A short text
+// has no room for more. A long one, such as a picture, is read only for what cannot be told otherwise: 1 MB of small numbers costs 30 ms.
+const SHORT = 1 << 14;
 const READABLE = 1 << 20;
 const MEMBER = /"\s*:/g;
 const MOST_MEMBERS = 2000;
 const MOST_NAMES = 1000;
+// Seconds to wait for a load that takes longer than the last one did: a new engine's first, most of the time.
+const LATE_S = 30;
 // Routes that tell the tokens of a stream only where they are asked to. The others always do.
-const TELLS_USAGE_IF_ASKED = /\/v1\/(chat\/)?completions$/;
+const TELLS_USAGE_IF_ASKED = ['/v1/chat/completions', '/v1/completions'];
 const STREAM = /"stream"\s*:\s*true/;
 // As vLLM's several routes name them. What a model says stands in a string, where quotes have a backslash.
 const TOKENS = '_tokens":';
@@ -26,8 +30,9 @@ const NEWLINE = 10;
 // SHA-256 of the key that a client sends, in hex. NGINX's map compares text without regard to case, which for digests does no harm and for
 // keys would; and so no key lies on the proxy's disk.
 function keyDigest(r) {
-    const bearer = /^Bearer +([!-~]+)$/i.exec(r.headersIn.Authorization || '');
-    return bearer ? crypto.createHash('sha256').update(bearer[1]).digest('hex') : '';
+    const sent = r.headersIn.Authorization || '';
+    const key = sent.slice(0, 7).toLowerCase() === 'bearer ' ? sent.slice(7).trim() : '';
+    return key ? crypto.createHash('sha256').update(key).digest('hex') : '';
 }
 
 // The client's name; '' for a key that is missing, wrong or has expired.
@@ -46,7 +51,7 @@ function modelsFor(r) {
 function isReadable(text) {
     let members = 0;
     MEMBER.lastIndex = 0;
-    while (text.length <= READABLE && MEMBER.exec(text) !== null) {
+    while (text.length > SHORT && text.length <= READABLE && MEMBER.exec(text) !== null) {
         if (++members > MOST_MEMBERS) {
             return false;
         }
@@ -54,7 +59,22 @@ function isReadable(text) {
     return text.length <= READABLE;
 }
 
-// The model that a request names; '' where it names none, null where it cannot be told.
+// The object that a text is; null for anything else, and where that would take too long.
+function objectOf(text) {
+    try {
+        const read = isReadable(text) ? JSON.parse(text) : null;
+        return typeof read === 'object' ? read : null;
+    } catch (e) {
+        return null;
+    }
+}
+
+// A request's model as text; '' where it names none, null where it is no text.
+function nameOf(model) {
+    return model === undefined ? '' : typeof model === 'string' ? model : null;
+}
+
+// The model that a request names, which has not been read; '' where it names none, null where it cannot be told.
 function modelOf(text) {
     const names = [];
     let match, seen = 0;
@@ -71,28 +91,32 @@ function modelOf(text) {
             return null;
         }
     }
-    try {
+    if (names.length > 1) {
         // Members of members have the name as well: only the whole text tells which is the request's own.
-        const name = names.length > 1 ? (isReadable(text) ? JSON.parse(text).model : null) : JSON.parse(`"${names[0] || ''}"`);
-        return name === undefined ? '' : typeof name === 'string' ? name : null;
+        const request = objectOf(text);
+        return request && nameOf(request.model);
+    }
+    try {
+        return JSON.parse(`"${names[0] || ''}"`);
     } catch (e) {
         return null;
-    }
-}
-
-function isThere(path) {
-    try {
-        // Asked so that a file which is not there is no exception: one costs njs half a millisecond.
-        return fs.statSync(path, { throwIfNoEntry: false }) !== undefined;
-    } catch (e) {
-        return false;
     }
 }
 
 // Whether an instance takes requests. Its launcher says so: not before it has begun, and not while it loads, drains or hangs.
 function takesRequests(replica) {
     const folder = `/run/vllm/${replica.name}`;
-    return isThere(`${folder}/state.json`) && !isThere(`${folder}/away`);
+    try {
+        // Each is asked for so that it costs little as it mostly is: an exception takes half a millisecond, the numbers of a file that is there
+        // some 10 us.
+        if (fs.statSync(`${folder}/away`, { throwIfNoEntry: false })) {
+            return false;
+        }
+        fs.accessSync(`${folder}/state.json`);
+        return true;
+    } catch (e) {
+        return false;
+    }
 }
 
 // The upstream group with those replicas that take requests; '' where none does. All but one are a group of their own, and those of a
@@ -111,11 +135,13 @@ function poolOf(model, session) {
 }
 
 // Seconds until a model is likely to take requests again; '' where nothing tells. Its launcher says when by the time of the file "away", since
-// what stands in a file that belongs to an engine's account may never end. The SDKs come back twice, and wait for 60 s at most.
+// what stands in a file that belongs to an engine's account may never end; the file's other time is the one when it said so. The SDKs come back
+// twice, and wait for 60 s at most.
 function waitFor(model) {
     const now = Date.now();
     const waits = model.replicas.map((replica) => fs.statSync(`/run/vllm/${replica.name}/away`, { throwIfNoEntry: false }))
-        .filter((away) => away && away.mtimeMs > now).map((away) => (away.mtimeMs - now) / 1000 + 2);
+        .filter((away) => away && (away.mtimeMs > now || away.mtimeMs > away.atimeMs))
+        .map((away) => (away.mtimeMs > now ? (away.mtimeMs - now) / 1000 + 2 : LATE_S));
     return waits.length ? String(Math.ceil(Math.min(60, Math.max(5, Math.min.apply(null, waits))))) : '';
 }
 
@@ -127,7 +153,9 @@ function refuse(r, status, code, message) {
 // Leads a request to the model that its path says ($vllm_model), or else its body.
 function route(r) {
     const slug = r.variables.vllm_model;
-    const name = slug ? '' : modelOf(r.requestText || '');
+    const text = r.requestText || '';
+    const request = text.length <= SHORT ? objectOf(text) : null;
+    const name = slug ? '' : request ? nameOf(request.model) : modelOf(text);
     if (name === null) {
         refuse(r, 400, 'bad_request', 'The request is no JSON object, or its "model" is no text.');
         return;
@@ -151,24 +179,21 @@ function route(r) {
         r.return(503);
         return;
     }
-    r.variables.vllm_body = r.variables.vllm_log_tokens && withUsage(r.variables.vllm_route, r.requestText || '');
+    r.variables.vllm_body = r.variables.vllm_log_tokens && withUsage(r.variables.vllm_route, text, request);
     r.internalRedirect(r.variables.vllm_body ? '@vllm_with_usage' : '@vllm');
 }
 
 // ---- Tokens ---------------------------------------------------------------------------------------------------------
 
-// A request for a stream, with the wish for an event at its end that says how many tokens it had; '' where that cannot be wished for.
-function withUsage(path, text) {
-    if (!TELLS_USAGE_IF_ASKED.test(path) || !STREAM.test(text) || !isReadable(text)) {
+// A request for a stream, with the wish for an event at its end that says how many tokens it had; '' where that cannot be wished for. `read` is
+// the request as an object, or null where it has not been read.
+function withUsage(path, text, read) {
+    if (TELLS_USAGE_IF_ASKED.indexOf(path) < 0) {
         return '';
     }
-    try {
-        const body = JSON.parse(text);
-        // Only where it is a stream: vLLM refuses the wish for anything else. A wish of the client's own stays as it is.
-        return body.stream === true && !body.stream_options ? text.replace('{', '{"stream_options":{"include_usage":true},') : '';
-    } catch (e) {
-        return '';
-    }
+    const request = read || (STREAM.test(text) && objectOf(text));
+    // Only where it is a stream: vLLM refuses the wish for anything else. A wish of the client's own stays as it is.
+    return request && request.stream === true && !request.stream_options ? text.replace('{', '{"stream_options":{"include_usage":true},') : '';
 }
 
 function count(r, text) {

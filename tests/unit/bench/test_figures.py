@@ -126,6 +126,18 @@ def test_what_is_full_or_not_whole_is_marked() -> None:
     assert rows[2][-2:] == ["30", "10.0"]
 
 
+def test_both_nginx_have_one_column() -> None:
+    rows = figures.cpu_table(
+        [cell("nginx", 1, (1, 2), cpu={"client": 0.1, "nginx": 0.2, "gateway": 0.001, "litellm": 0.0})]
+    ).splitlines()
+    columns = [[word.strip() for word in row.split("|")] for row in rows]
+    assert columns[2][columns[0].index("NGINX")] == "20%"
+
+
+def test_nginx_alone_may_be_slow_without_a_verdict() -> None:
+    assert verdicts((*GOOD, cell("nginx", 32, (90, 99), busy=1.0, unanswered=4))) == [True] * 7
+
+
 def test_answers_are_counted_by_cpu_second() -> None:
     own = cell("gateway", 32, (1, 2), answers=6000, cpu_s={"client": 2.0, "upstream": 1.0, "gateway": 3.0})
     row = figures.saturated_table([own]).splitlines()[2].split("|")
@@ -135,6 +147,11 @@ def test_answers_are_counted_by_cpu_second() -> None:
 def test_what_was_stored_is_what_is_shown() -> None:
     stored = json.loads(json.dumps([asdict(one) for one in GOOD]))
     assert figures.cells(stored) == list(GOOD)
+
+
+def test_the_page_says_what_nginx_alone_adds() -> None:
+    assert "at 1 stream, 0.15 ms are" in figures.floor((*GOOD, cell("nginx", 1, (0.35, 0.6))))
+    assert figures.floor(GOOD) == ""
 
 
 def test_the_page_has_every_table() -> None:

@@ -39,17 +39,30 @@ def ask(client: openai.OpenAI) -> Any:
     return client.chat.completions.create(model="m", messages=[{"role": "user", "content": "Hi"}])
 
 
-def loads(served: Any, ends_in_s: float) -> None:
-    """What a launcher says while it loads."""
+def loads(served: Any, ends_in_s: float, load_s: float = 600) -> None:
+    """What a launcher says while it loads: since when, and until when by the last load."""
     served.set_away("m-0")
     moment = time.time() + ends_in_s
-    os.utime(served.root / "run" / "m-0" / "away", (moment, moment))
+    os.utime(served.root / "run" / "m-0" / "away", (moment - load_s, moment))
 
 
-@pytest.mark.parametrize(("ends_in_s", "told"), [(20, range(21, 24)), (300, [60]), (1, [5]), (0, [10]), (-60, [10])])
-def test_the_answer_says_when_to_come_back(served: Any, ends_in_s: int, told: Any) -> None:
+@pytest.mark.parametrize(
+    ("ends_in_s", "load_s", "told"),
+    [
+        (20, 30, range(21, 24)),
+        (300, 600, [60]),
+        (1, 2, [5]),
+        # It takes longer than the last one.
+        (-1, 20, [30]),
+        (-60, 20, [30]),
+        # Nobody knows how long the last one took.
+        (0, 0, [10]),
+        (-60, 0, [10]),
+    ],
+)
+def test_the_answer_says_when_to_come_back(served: Any, ends_in_s: int, load_s: int, told: Any) -> None:
     try:
-        loads(served, ends_in_s)
+        loads(served, ends_in_s, load_s)
         status, headers, said = served.ask("POST", "/v1/completions", {"model": "m"})
         assert (status, said["error"]["code"]) == (503, "service_unavailable")
         assert int(headers["retry-after"]) in told
