@@ -95,6 +95,10 @@ $(BENCH): tests/bench/requirements.txt tests/bench/constraints.txt scripts/venv
 bench-proxy: $(CONTROL) $(NGINX) $(BENCH) ## What the gateway adds, beside LiteLLM's proxy, into docs/bench-proxy.md (ten minutes on a quiet machine)
 	@python scripts/bench-proxy
 
+.PHONY: bench-converge
+bench-converge: $(CONTROL) ## What site.yml takes on 1, 2 and 4 machines, by phase, into docs/bench-converge.md (root; a quarter of an hour, quiet)
+	@python scripts/bench-converge
+
 $(NGINX): scripts/nginx
 	@if command -v apt-get >/dev/null; then scripts/nginx .build/nginx; fi
 	@mkdir -p .build/nginx && touch $@

@@ -34,6 +34,7 @@ def run(
     hosts: Sequence[str],
     inventories: Sequence[str] = (),
     collections: Path | None = None,
+    timeout_s: float = 300,
     **variables: object,
 ) -> Done:
     """Run a playbook on some machines; ``inventories`` come on top of the lab's own, ``variables`` as extra variables.
@@ -57,7 +58,7 @@ def run(
         stdin=subprocess.DEVNULL,
         capture_output=True,
         text=True,
-        timeout=300,
+        timeout=timeout_s,
         check=False,
     )
     refusals = re.findall(r"^fatal: \[(\w+)\](.*?)(?=^\S|\Z)", done.stdout, re.MULTILINE | re.DOTALL)

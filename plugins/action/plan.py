@@ -9,12 +9,15 @@ import json
 from collections.abc import Iterable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
+from pathlib import Path
 from time import monotonic
 from typing import Any
 
+from ansible.errors import AnsibleActionFail
 from ansible.plugins.action import ActionBase
-from ansible_collections.gpuops.vllm.plugins.module_utils import _gpus, _hub, _weights
+from ansible_collections.gpuops.vllm.plugins.module_utils import _bundle, _gpus, _hub, _weights
 from ansible_collections.gpuops.vllm.plugins.module_utils._plan import Host, Plan, known_model_problems, make_plan
+from ansible_collections.gpuops.vllm.plugins.module_utils._surge import surge_instances
 from ansible_collections.gpuops.vllm.plugins.module_utils._wanted import is_hub_id, is_path, shown
 from ansible_collections.gpuops.vllm.plugins.modules.plan import DOCUMENTATION
 from ansible_collections.gpuops.vllm.plugins.plugin_utils._arguments import checked_arguments
@@ -41,7 +44,8 @@ class ActionModule(ActionBase):
         problems += _gpus.catalogue_problems(known_gpus, "vllm_plan_known_gpus")
         problems += known_model_problems(known_models)
         if problems and preview:
-            return {**result, "instances": [], "weights": [], "problems": problems, "misfits": [], "plan_warnings": []}
+            nothing = {key: list[Any]() for key in ("instances", "surge", "weights", "misfits", "plan_warnings")}
+            return {**result, **nothing, "problems": problems}
         if problems:
             return {**result, **refusal(problems)}
         weights_dir = args["weights_dir"].rstrip("/")
@@ -90,13 +94,16 @@ class ActionModule(ActionBase):
             weights_dir=weights_dir,
             allow_misfit=args["allow_misfit"],
             preview=preview,
+            driver_comes=args["driver_comes"],
         )
         plan = make_plan(args["models"], host)
         add_host_findings(plan, found, host, wanted, declared)
-        weights = downloads(plan.instances, found["models"], trusted=not args["hub_endpoint"])
+        source = args["bundle"] or args["hub_endpoint"]
+        weights = downloads(plan.instances, found["models"], trusted=not source)
         if not preview:
             plan.problems += unresolved(args["models"], located.commits, answers)
-            plan.problems += undownloadable(weights, answers, found["models"], args["hub_endpoint"])
+            plan.problems += undownloadable(weights, answers, found["models"], source)
+            plan.problems += unbundled(weights, args["bundle"])
         plan.warnings += unread + [
             answer.problem for one, answer in answers.items() if answer.problem and one.model not in known_models
         ]
@@ -109,6 +116,7 @@ class ActionModule(ActionBase):
             **result,
             "changed": False,
             "instances": plan.instances,
+            "surge": [] if plan.problems or plan.misfits else surge_instances(plan.instances, host),
             "weights": weights,
             "problems": plan.problems,
             "misfits": plan.misfits,
@@ -140,8 +148,10 @@ class ActionModule(ActionBase):
     def _ask_hub(
         self, asked: Sequence[_weights.Source], args: Mapping[str, Any], variables: Mapping[str, Any]
     ) -> dict[_weights.Source, Answer]:
-        """Return what the hub says of these models, all within one time-out; nothing where no hub is named."""
+        """Return what the hub, or the bundle in its place, says of these models, all within one time-out; nothing where none is named."""
         endpoint = args["hub_endpoint"]
+        if args["bundle"]:
+            return ask_bundle(asked, args["bundle"])
         if not endpoint or not asked:
             return {}
         # Not an argument of the task: those are shown where ANSIBLE_DISPLAY_ARGS_TO_STDOUT is set.
@@ -192,6 +202,59 @@ def ask(source: _weights.Source, endpoint: str, token: str, deadline: float) -> 
         return Answer(snapshot.commit, snapshot.files, problem=metadata)
     numbers = {"config": metadata.config, "weights_bytes": metadata.weights_bytes, "source": "the hub"}
     return Answer(snapshot.commit, snapshot.files, numbers)
+
+
+def ask_bundle(asked: Iterable[_weights.Source], bundle: str) -> dict[_weights.Source, Answer]:
+    """Return what a bundle says of these models. Raises AnsibleActionFail."""
+    folder = Path(bundle).resolve()
+    try:
+        manifest = _bundle.read(folder)[0]
+    except _bundle.BundleError as error:
+        raise AnsibleActionFail(str(error)) from None
+    answers = {}
+    for source in asked:
+        model = _bundle.find_model(manifest, source.model, source.revision)
+        if model is None:
+            answers[source] = Answer(problem=f"the bundle {bundle} has no {source.model} of that revision")
+            continue
+        names = tuple(one.name for one in model.files)
+        answers[source] = Answer(model.commit, names, bundled_numbers(folder, model))
+    return answers
+
+
+def bundled_numbers(folder: Path, model: _bundle.Model) -> dict[str, Any] | None:
+    """Return a bundled model's config.json and the bytes of its weights; None where that is no config."""
+    files = {one.name: one for one in model.files}
+    if "config.json" not in files or files["config.json"].size > _hub.CONFIG_MAX_BYTES:
+        return None
+    try:
+        config = json.loads((folder / model.blob(files["config.json"])).read_text(encoding="utf-8"))
+    except (OSError, ValueError, RecursionError):
+        return None
+    size = sum(one.size for one in model.files if one.name.endswith(_bundle.WEIGHTS))
+    return {"config": config, "weights_bytes": size, "source": "the bundle"} if isinstance(config, dict) else None
+
+
+def unbundled(weights: Iterable[Mapping[str, Any]], bundle: str) -> list[str]:
+    """Return which missing weights a bundle does not have, one sentence each."""
+    missing = [one for one in weights if not one["present"]]
+    # Afterwards the bundle may be gone: what is served needs it no more.
+    if not bundle or not missing:
+        return []
+    try:
+        manifest = _bundle.read(Path(bundle).resolve())[0]
+    except _bundle.BundleError as error:
+        return [str(error)]
+    found = []
+    for one in missing:
+        if _bundle.has_commit(manifest, one["model"], one["commit"], one["format"]) is None:
+            has = [f"{model.commit[:12]} ({model.format})" for model in manifest.models if model.model == one["model"]]
+            found.append(
+                f"vllm_models[].model is {one['model']!r} at {one['commit'][:12]} ({one['format']}), and the bundle {bundle} has "
+                f"{', '.join(has) or 'none of it'}. {_bundle.OF_THIS_INVENTORY} To take the bundle's commit in the place of one that an earlier run "
+                "wrote down: -e vllm_weights_update=true."
+            )
+    return found
 
 
 def downloads(
@@ -312,5 +375,5 @@ def add_host_findings(
     if found["gpu_problem"]:
         # A GPU that is gone moves the numbers of those behind it, and running instances would change places.
         serving = any(one.get("gpus") for one in found["assigned"])
-        blocks = serving and not found["gpus_complete"] and not host.preview
+        blocks = serving and not found["gpus_complete"] and not host.preview and not host.driver_comes
         (plan.problems if blocks else plan.warnings).append(found["gpu_problem"])

@@ -9,7 +9,7 @@ from collections.abc import Callable
 from typing import Any
 
 from ansible.errors import AnsibleFilterError
-from ansible_collections.gpuops.vllm.plugins.module_utils import _checks, _clients
+from ansible_collections.gpuops.vllm.plugins.module_utils import _checks, _clients, _weights
 from ansible_collections.gpuops.vllm.plugins.plugin_utils import _provided
 
 
@@ -43,9 +43,14 @@ def proxy_models(instances: Any) -> list[dict[str, Any]]:
         raise AnsibleFilterError(f"proxy_models needs instances as vllm_plan computes them, but: {error!r}") from None
 
 
+def bundle_models(models: Any, engine_args: Any = None) -> list[dict[str, Any]]:
+    return _weights.downloads(models, engine_args)
+
+
 class FilterModule:
     def filters(self) -> dict[str, Callable[..., Any]]:
         return {
+            "bundle_models": bundle_models,
             "certbot_credentials": certbot_credentials,
             "certificate_pair_problems": _provided.problems,
             "certificate_problems": _checks.certificate_problems,

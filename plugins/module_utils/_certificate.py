@@ -151,6 +151,17 @@ def parse_lineage(renewal: str, certificate: str) -> Lineage:
     )
 
 
+def renewed(renewal: str, wanted: bool) -> str:
+    """certbot's ``renewal/NAME.conf`` as it has to read for ``certbot renew`` to renew the certificate, or not to."""
+    off = r"^[ \t]*autorenew[ \t]*=[ \t]*(?i:false|no|off|0)[ \t]*(?:\n|\Z)"
+    if wanted:
+        return re.sub(off, "", renewal, flags=re.MULTILINE)
+    if re.search(off, renewal, re.MULTILINE):
+        return renewal
+    text = re.sub(r"^[ \t]*autorenew[ \t]*=.*\n?", "", renewal, flags=re.MULTILINE)
+    return re.sub(r"^(\[renewalparams\].*\n)", r"\1autorenew = False\n", text, count=1, flags=re.MULTILINE)
+
+
 def order_reason(found: Lineage | None, domain: str, server: str, through: str, now: float) -> str:
     """Why a certificate has to be ordered; ``""`` if there is no reason to. ``through`` as in `Lineage`.
 

@@ -144,23 +144,26 @@ def held_back(
 def startable(
     instances: Sequence[Mapping[str, Any]],
     verdicts: Mapping[str, Verdict],
-    running: Iterable[str],
+    up: Collection[str],
     served: Mapping[str, Mapping[str, Any]] | None = None,
 ) -> list[str]:
-    """Return the outdated instances that may be (re)started now.
+    """Return the outdated instances that may be (re)started now. ``up``: those that a restart would take from clients.
 
     One at a time on a shared GPU, since two loads at once mis-size each other's KV cache; one at a time among the
-    replicas of a model as long as that keeps one of them serving; after an instance that has served (``served``: its
-    entry then) with a port or GPU that it gives up for this one; everything else side by side.
+    replicas of a model as long as that keeps one of them serving, those that have never served first; after an instance
+    that has served (``served``: its entry then) with a port or GPU that it gives up for this one; everything else side by side.
     """
     busy = {name for name, verdict in verdicts.items() if verdict in ("loading", "stopping")}
-    up = set(running)
     chosen: list[str] = []
     by_name = {one["name"]: one for one in instances}
     moving = {name: entry for name, entry in (served or {}).items() if verdicts.get(name) != "serving"}
-    # Two that change places would wait for each other for ever: without the last rule where it leaves nothing to do.
-    for patient in (True, False):
-        for name in (name for name, verdict in verdicts.items() if verdict == "outdated"):
+    outdated = [name for name, verdict in verdicts.items() if verdict == "outdated"]
+    # Not one that has broken down: what serves would never get a new key, or a setting that mends it.
+    new = {by_name[name]["model_name"] for name in outdated if name not in up and name not in (served or {})}
+    # One that is up may be waited for by the one that is to be first, and two that change places would wait for each other for ever: without these
+    # rules, the weaker one first, where they leave nothing to do.
+    for in_turn, patient in ((True, True), (False, True), (False, False)):
+        for name in outdated:
             one = by_name[name]
             others = [by_name[other] for other in busy | set(chosen) if other != name]
             shares_gpu = any(set(one["gpus"]) & set(other["gpus"]) for other in others)
@@ -168,7 +171,8 @@ def startable(
             early = patient and any(
                 takes_from(one, by_name[other], entry) for other, entry in moving.items() if other != name
             )
-            if not shares_gpu and not (same_model and name in up) and not early:
+            others_first = in_turn and one["model_name"] in new
+            if not shares_gpu and not (name in up and (same_model or others_first)) and not early:
                 chosen.append(name)
         if chosen or busy:
             break

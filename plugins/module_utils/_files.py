@@ -55,13 +55,18 @@ def disk_trouble(error: OSError) -> str:
     )
 
 
-def remove_left_behind(folder: Path, name: str) -> None:
-    """Remove temporary files ``.NAME.PID`` and ``.NAME.PID.ANYTHING`` whose process was killed before it could rename them."""
+def left_behind(folder: Path, name: str) -> list[Path]:
+    """Temporary files ``.NAME.PID`` and ``.NAME.PID.ANYTHING`` whose process was killed before it could rename them."""
     pattern = re.compile(rf"\.{re.escape(name)}\.([0-9]+)(\..*)?")
-    for entry in folder.iterdir():
-        if (found := pattern.fullmatch(entry.name)) and not Path("/proc", found[1]).exists():
-            with contextlib.suppress(OSError):
-                entry.unlink()
+    found = ((entry, pattern.fullmatch(entry.name)) for entry in folder.iterdir())
+    return [entry for entry, match in found if match and not Path("/proc", match[1]).exists()]
+
+
+def remove_left_behind(folder: Path, name: str) -> None:
+    """Remove what is `left_behind`."""
+    for entry in left_behind(folder, name):
+        with contextlib.suppress(OSError):
+            entry.unlink()
 
 
 def write_atomic(path: Path, content: str, mode: int) -> None:

@@ -112,15 +112,21 @@ def pci_gpus(sysfs_root: Path) -> tuple[list[PciGpu], list[PciGpu]]:
 def has_nvswitch(sysfs_root: Path) -> bool:
     """Return whether the GPUs are joined by an NVSwitch, so that CUDA needs the fabric manager.
 
-    Up to Hopper it is a bridge of NVIDIA's. On HGX B200 and B300 only the ConnectX-7 that manages it shows; it differs from
-    a network card by SW_MNG in its vital product data.
+    Up to Hopper it is a bridge of NVIDIA's.
+    """
+    bridge = any(
+        vendor == "10de" and kind.startswith("0680") and int(device, 16) >= FIRST_NVSWITCH
+        for _path, vendor, device, kind in _pci_devices(sysfs_root)
+    )
+    return bridge or has_nvlink5_switch(sysfs_root)
+
+
+def has_nvlink5_switch(sysfs_root: Path) -> bool:
+    """Return whether it is an NVSwitch of NVLink 5 (HGX B200 and B300), whose fabric manager needs a subnet manager.
+
+    Only the ConnectX-7 that manages it shows; it differs from a network card by SW_MNG in its vital product data.
     """
     devices = _pci_devices(sysfs_root)
-    if any(
-        vendor == "10de" and kind.startswith("0680") and int(device, 16) >= FIRST_NVSWITCH
-        for _path, vendor, device, kind in devices
-    ):
-        return True
     # Reading that data is slow, and no other host needs it.
     has_gpus = any(vendor == "10de" and kind.startswith("0302") for _path, vendor, _device, kind in devices)
     return has_gpus and any(b"SW_MNG" in _bytes(path / "vpd") for path, vendor, *_rest in devices if vendor == "15b3")

@@ -8,7 +8,7 @@ Pure: everything it needs is handed in, everything it decides is in the `Plan` i
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Container, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any
 
@@ -42,7 +42,8 @@ class Host:
     ``numbers`` holds, for each model, what was read of it: ``config``, ``weights_bytes`` (or None) and ``source``.
     ``commits`` holds the commits of models of the hub, as far as they are known, ``files`` the names that are known to lie in a folder,
     ``file_options`` the options whose value may be such a name.
-    ``preview`` looks ahead: what a host only lacks so far (driver, weights) is told, not refused.
+    ``preview`` looks ahead: what a host only lacks so far (driver, weights) is told, not refused. ``driver_comes``: the driver is installed or
+    replaced before anything is served, so what is there now does not matter.
     """
 
     name: str
@@ -68,6 +69,7 @@ class Host:
     weights_dir: str = "/var/lib/vllm/weights"
     allow_misfit: bool = False
     preview: bool = False
+    driver_comes: bool = False
 
 
 @dataclass
@@ -384,7 +386,7 @@ def _check_shared_gpus(
 def _check_drivers(instances: Sequence[Mapping[str, Any]], host: Host, plan: Plan) -> None:
     """Refuse a driver that the engine's CUDA does not run on; one that is not there yet is only told when looking ahead."""
     used = {gpu for instance in instances for gpu in instance["gpus"]}
-    for gpu in host.gpus:
+    for gpu in () if host.driver_comes else host.gpus:
         if gpu["index"] not in used or gpu.get("source", "declared") == "declared":
             continue
         driver = gpu.get("driver_version", "")
@@ -519,17 +521,26 @@ def _assign_ports(
             )
         instance["port"] = before
         taken[before] = instance["name"]
-    # A port of an instance that goes away in this run is free only in the next one: it still listens.
-    leaving = {one.get("port") for one in host.assigned}
     for instance in instances:
         if not instance["port"]:
-            free = (port for port in range(host.first_port, PORTS.stop) if port not in taken and port not in leaving)
-            instance["port"] = next(free, 0)
+            instance["port"] = free_port(taken, host)
             if not instance["port"]:
                 problems.append(
                     f"vllm_plan_first_port is {host.first_port}: needs a free port for '{instance['name']}' from there to 65535. Lower it."
                 )
             taken[instance["port"]] = instance["name"]
+
+
+def free_port(taken: Container[int], host: Host) -> int:
+    """Return the lowest port that no instance has; 0 where there is none."""
+    # A port of an instance that goes away in this run is free only in the next one: it still listens.
+    leaving = {one.get("port") for one in host.assigned}
+    return next((port for port in range(host.first_port, PORTS.stop) if port not in taken and port not in leaving), 0)
+
+
+def visible_gpus(gpus: Sequence[int]) -> dict[str, str]:
+    """Return the environment in which an engine sees these GPUs alone."""
+    return {"CUDA_DEVICE_ORDER": "PCI_BUS_ID", "CUDA_VISIBLE_DEVICES": ",".join(map(str, gpus))}
 
 
 def _finish(instances: list[dict[str, Any]]) -> None:
@@ -541,8 +552,7 @@ def _finish(instances: list[dict[str, Any]]) -> None:
             instance["engine_args"]["tensor-parallel-size"] = instance["tensor_parallel"]
             instance["engine_args_from"]["tensor-parallel-size"] = "vllm_models[].tensor_parallel"
         if instance["device"] == "cuda":
-            instance["env"]["CUDA_DEVICE_ORDER"] = "PCI_BUS_ID"
-            instance["env"]["CUDA_VISIBLE_DEVICES"] = ",".join(map(str, instance["gpus"]))
+            instance["env"] |= visible_gpus(instance["gpus"])
 
 
 def _find_files(instances: Sequence[dict[str, Any]], host: Host, plan: Plan) -> None:

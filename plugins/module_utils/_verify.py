@@ -25,7 +25,9 @@ TOGETHER_S = 0.0005
 # Few enough for a proxy that buffers to hold them all; a small model on a busy machine has spoken them before the reader
 # gets its turn, now and then.
 STREAM_TOKENS = 48
-STREAM_ATTEMPTS = 20
+STREAM_ATTEMPTS = 40
+#: From this attempt on there is a pause before each, s: an engine that has just been started may keep every core busy for a while.
+STREAM_QUICK, STREAM_PAUSE_S = 10, 1.0
 # A buffer of 4 KiB lets these tokens go in three pieces.
 STREAM_MIN_ARRIVALS = 8
 MIN_DAYS = 14.0
@@ -323,11 +325,15 @@ def check_model(endpoint: Endpoint, model: Model) -> list[Check]:
     return checks
 
 
-def check_stream(endpoint: Endpoint, prefix: str, name: str, kind: Kind) -> Check:
+def check_stream(
+    endpoint: Endpoint, prefix: str, name: str, kind: Kind, pause: Callable[[float], object] = time.sleep
+) -> Check:
     """Events come one after another. The best of some attempts counts: a busy reader finds several, a buffer holds all."""
     title = f"{prefix}/v1 stream"
     best = Stream()
-    for _attempt in range(STREAM_ATTEMPTS):
+    for attempt in range(STREAM_ATTEMPTS):
+        if attempt >= STREAM_QUICK:
+            pause(STREAM_PAUSE_S)
         try:
             stream = stream_once(endpoint, prefix, name, kind)
         except (OSError, ValueError, http.client.HTTPException) as error:

@@ -50,6 +50,21 @@ def present(models: object) -> list[Mapping[str, Any]]:
     return [one for one in entries if isinstance(one, Mapping) and one.get("state", "present") == "present"]
 
 
+def downloads(models: object, engine_args: object) -> list[dict[str, Any]]:
+    """Return the models of the hub that ``vllm_models`` asks for, each with ``revision`` ("" for none) and ``format``, each once.
+
+    :arg engine_args: those of the host, which the model's own beat.
+    """
+    found = []
+    for one in present(models):
+        source = source_of(one)
+        if is_hub_id(source.model):
+            told = [args for args in (engine_args, one.get("engine_args")) if isinstance(args, Mapping)]
+            form = form_of({key: value for args in told for key, value in args.items()})
+            found.append({"model": source.model, "revision": source.revision, "format": form})
+    return [one for number, one in enumerate(found) if one not in found[:number]]
+
+
 def _revision(model: Mapping[str, Any]) -> str:
     revision = model.get("revision")
     sound = is_hub_id(model.get("model")) and isinstance(revision, str) and REVISION.match(revision)

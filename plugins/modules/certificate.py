@@ -19,6 +19,7 @@ description:
   - Enables certbot's timer, whose renewals go through the same deploy hook.
 author:
   - The gpuops.vllm authors (@gpuops)
+extends_documentation_fragment: [gpuops.vllm.claim]
 attributes:
   check_mode:
     description: Says what would be done; nothing is ordered and no token is fetched.
@@ -90,10 +91,6 @@ options:
     description: Whether to look up the name and fetch a token before an order by the webroot. Not every network lets a host reach itself so.
     type: bool
     default: true
-  claim:
-    description: RV(gpuops.vllm.claim#module:id) of the run, or an empty string not to check it.
-    type: str
-    default: ''
 """
 
 EXAMPLES = r"""
@@ -319,6 +316,7 @@ class Certificate:
             # Only now, when nothing renews by them any more.
             self.keep_credentials()
         self.retry(wanted=True)
+        self.renew()
         self.timer()
 
     def order(self, replace: bool) -> None:
@@ -396,6 +394,15 @@ class Certificate:
         else:
             _files.write_atomic(DROP_IN, text, 0o644)
         self.run(["systemctl", "daemon-reload"], "systemctl daemon-reload")
+
+    def renew(self) -> None:
+        """Have certbot renew the certificate again, where an uninstall has told it not to."""
+        text = _files.read_text(RENEWAL)
+        if text is None or text == (wanted := _certificate.renewed(text, wanted=True)):
+            return
+        self.actions.append("had certbot renew the certificate again")
+        if not self.module.check_mode:
+            _files.write_atomic(RENEWAL, wanted, RENEWAL.stat().st_mode & 0o777)
 
     def timer(self) -> None:
         state = _systemd.show(TIMER, ["UnitFileState", "ActiveState"], self.module.run_command)

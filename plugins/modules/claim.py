@@ -10,9 +10,9 @@ short_description: Take a host over, so that of two runs at once the later one w
 version_added: 0.1.0
 description:
   - Writes C(/run/vllm-claim.json) with a new random id, whose run it is and since when. C(playbooks/site.yml) does this before it changes a host.
-  - The modules that change what is served (M(gpuops.vllm.instances), at every look that it takes, M(gpuops.vllm.secrets_file),
-    M(gpuops.vllm.nginx_config) and M(gpuops.vllm.certificate)) take that id as C(claim). They refuse to go on where the host has another one. So
-    two runs at once both end, one of them with an error that names the other, and the host is as the later one wants it.
+  - The modules that change what is served (M(gpuops.vllm.instances), at every look that it takes, M(gpuops.vllm.engine_link),
+    M(gpuops.vllm.secrets_file), M(gpuops.vllm.nginx_config) and M(gpuops.vllm.certificate)) take that id as C(claim). They refuse to go on where
+    the host has another one. So two runs at once both end, one of them with an error that names the other, and the host is as the later one wants it.
   - Nobody waits for a claim, so that a run that was killed blocks nothing, and nothing has to be given back. It goes with a reboot; a host
     without a claim lets everybody go on.
   - Check mode writes no claim, and checks none. Neither do plays that hand none to the modules.
@@ -20,9 +20,8 @@ notes:
   - Claim and modules take the same lock (C(/run/vllm-instances.lock)), so that a claim comes before a module looks at it or after the module has done
     what it does; it waits for that, seconds for most, and minutes while a certificate is ordered. All that the later run does comes after its
     claim, so what the earlier one did before is compared and mended by it.
-  - Not under the claim are the steps before these modules, in the roles for account, engine, weights and launcher. Where two runs at once want
-    different versions of vLLM, the link C(/opt/vllm/current) may end as the earlier one's. Each instance keeps the engine it was started with, and the
-    next run sets the link right.
+  - Not under the claim are the steps before these modules, in the roles for account, engine, weights and launcher. What they leave is compared by the
+    next run.
   - It changes nothing that anybody asked for, and never counts as changed.
 author:
   - The gpuops.vllm authors (@gpuops)

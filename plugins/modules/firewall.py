@@ -21,6 +21,7 @@ description:
   - A play that did not come by SSH cannot try that; it warns.
 author:
   - The gpuops.vllm authors (@gpuops)
+extends_documentation_fragment: [gpuops.vllm.claim]
 attributes:
   check_mode:
     description: What is wrong with the settings is an error; nothing is loaded or written.
@@ -66,10 +67,6 @@ options:
     default: 60
   confirm:
     description: Set by the action plugin, on a new connection, to confirm the rules that the first call has put on trial.
-    type: str
-    default: ""
-  claim:
-    description: RV(gpuops.vllm.claim#module:id) of the run, or an empty string not to check it.
     type: str
     default: ""
 """

@@ -25,6 +25,7 @@ description:
   - The action plugin of the same name calls the module until every instance serves, and shows the loading progress.
 author:
   - The gpuops.vllm authors (@gpuops)
+extends_documentation_fragment: [gpuops.vllm.claim]
 attributes:
   check_mode:
     description: Reports what would be written, started, restarted and removed.
@@ -70,10 +71,6 @@ options:
     description: Whether to try a digest again that has failed on an earlier run.
     type: bool
     default: false
-  claim:
-    description: RV(gpuops.vllm.claim#module:id) of the run, or an empty string not to check it.
-    type: str
-    default: ""
   started:
     description: Digests that earlier calls of the same task have started. Set by the action plugin, not by users.
     type: dict
@@ -404,8 +401,11 @@ class Converge:
 
     def held_back(self, culprits: list[str]) -> dict[str, str]:
         """What cannot be led on as long as these stay as they are, each with its culprit."""
+        if not culprits:
+            return {}
         wanted = [one.wanted.entry for one in self.instances.values()]
-        up = [name for name, one in self.instances.items() if one.observed.up]
+        # One that has another key than the proxy comes with serves nobody.
+        up = [name for name, one in self.instances.items() if one.observed.up and not self.has_old_key(name)]
         return _converge.held_back(wanted, self.verdicts(), culprits, up, self.kept())
 
     def verdicts(self) -> dict[str, _converge.Verdict]:
@@ -464,14 +464,16 @@ class Converge:
 
     def refuse_another_key(self, name: str) -> None:
         """An engine that is not restarted keeps its key as well: the proxy would come with one that it does not know."""
-        had = self.key_at_start(name)
-        if had and had != self.key:
+        if self.has_old_key(name):
             self.module.fail_json(
                 msg=f"{name} has the {_secrets.ENGINE_KEY} that it was started with, {ETC}/secrets holds a new one, and vllm_service_allow_restart is false: "
                 f"with the new one the proxy would get 401 for every request. It keeps the old one, which works until something else restarts {name}. "
                 "Run with vllm_service_allow_restart: true. No instance was changed.",
                 **self.result(),
             )
+
+    def has_old_key(self, name: str) -> bool:
+        return self.key_at_start(name) not in ("", self.key)
 
     def key_at_start(self, name: str) -> str:
         """The key that an instance's main process was given, "" where that cannot be told."""
@@ -489,8 +491,8 @@ class Converge:
         ordered = sorted(self.instances.items(), key=lambda item: item[1].back is None)
         entries = [one.goal.entry for _name, one in ordered]
         moves = {name: one.move for name, one in ordered if not one.needs_consent}
-        running = [name for name, one in self.instances.items() if one.observed.running]
-        return _converge.startable(entries, moves, running, self.kept())
+        up = [name for name, one in self.instances.items() if one.observed.up]
+        return _converge.startable(entries, moves, up, self.kept())
 
     # --- files ---
 

@@ -23,6 +23,7 @@ description:
     certificate authority can be answered.
 author:
   - The gpuops.vllm authors (@gpuops)
+extends_documentation_fragment: [gpuops.vllm.claim]
 attributes:
   check_mode:
     description: Nothing is written; the configuration is not tested by NGINX.
@@ -69,10 +70,6 @@ options:
     description: Seconds within which NGINX must have loaded the configuration.
     type: int
     default: 15
-  claim:
-    description: RV(gpuops.vllm.claim#module:id) of the run, or an empty string not to check it.
-    type: str
-    default: ""
 """
 
 EXAMPLES = r"""

@@ -20,6 +20,7 @@ description:
     site down.
 author:
   - The gpuops.vllm authors (@gpuops)
+extends_documentation_fragment: [gpuops.vllm.claim]
 attributes:
   check_mode:
     description: Nothing is written; the configuration is not tested by NGINX.
@@ -36,10 +37,6 @@ options:
     description: Text of the drop-in that decides how NGINX is stopped.
     type: str
     required: true
-  claim:
-    description: RV(gpuops.vllm.claim#module:id) of the run, or an empty string not to check it.
-    type: str
-    default: ""
 """
 
 EXAMPLES = r"""

@@ -101,6 +101,11 @@ options:
     description: Oldest NVIDIA driver that the engine runs on; empty for any.
     type: str
     default: ""
+  driver_comes:
+    description: The NVIDIA driver is installed or replaced before anything is served, so that what is there now does not matter.
+    type: bool
+    default: false
+    version_added: 0.2.0
   allow_misfit:
     description: Goes on with a model that does not fit, with a warning.
     type: bool
@@ -113,6 +118,10 @@ options:
     default: false
   hub_endpoint:
     description: Address of the model hub, of which only metadata is read; empty to ask none.
+    type: str
+    default: ""
+  bundle:
+    description: A bundle, a folder on the control node, of which the models are read in the place of the hub; empty for none.
     type: str
     default: ""
   hub_timeout_s:
@@ -136,6 +145,13 @@ instances:
   description: >-
     The instances of the host, from which every role renders. C(engine_args_from) says where each engine argument comes from; C(fit) holds the
     verdict and the figures behind it, in GiB of each GPU.
+  returned: success
+  type: list
+  elements: dict
+surge:
+  description: >-
+    For an upgrade that starts the new engine before the old one ends: of each model with one instance on GPUs, one more, on free GPUs of the same kind.
+    None where there are too few, for a model that is not served yet, where any gets another port or other names, and with a plan that does not work.
   returned: success
   type: list
   elements: dict

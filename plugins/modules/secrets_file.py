@@ -14,6 +14,7 @@ description:
   - A wrong owner or mode is repaired. A symbolic link in the file's place is refused.
 author:
   - The gpuops.vllm authors (@gpuops)
+extends_documentation_fragment: [gpuops.vllm.claim]
 attributes:
   check_mode:
     description: Tells whether the file would change.
@@ -28,10 +29,6 @@ options:
     default: /etc/vllm/secrets
   hf_token:
     description: Token for the model hub, or an empty string for none.
-    type: str
-    default: ""
-  claim:
-    description: RV(gpuops.vllm.claim#module:id) of the run, or an empty string not to check it.
     type: str
     default: ""
 """

@@ -97,15 +97,26 @@ def broken_drivers(machines: dict[str, Any]) -> Iterator[None]:
 
 @pytest.mark.usefixtures("broken_drivers")
 def test_a_driver_that_cannot_serve() -> None:
-    done = play("site.yml")
+    """Without a GPU on the PCI bus, so that it is the plan that refuses."""
+    done = play("site.yml", hosts=("gpu02", "deb13"))
     assert_it_stopped(done)
     assert done.seconds < 60
     wanted = {
-        "gpu01": ["gpu01 has the NVIDIA driver 550.163.01", "needs 580 or newer"],
         "gpu02": ["Driver/library version mismatch", "Reboot the host"],
         "deb13": ["nvidia-smi gave no answer within 15 s", "reboot the host"],
     }
     assert {host: [word for word in words if word in done.refused[host]] for host, words in wanted.items()} == wanted
+
+
+@pytest.mark.usefixtures("broken_drivers")
+def test_a_driver_that_is_too_old_and_that_no_package_brought() -> None:
+    done = play("site.yml", hosts=("gpu01",))
+    assert_it_stopped(done)
+    for words in (
+        "gpu01 has the NVIDIA driver 550.163.01, and vLLM needs 580 or newer",
+        "Remove it (its own nvidia-uninstall does)",
+    ):
+        assert words in done.refused["gpu01"]
 
 
 @pytest.fixture(scope="module")

@@ -9,6 +9,7 @@ from importlib.util import module_from_spec, spec_from_loader
 from pathlib import Path
 from types import ModuleType
 
+import molecule_gate
 import pytest
 from ansible_collections.gpuops.vllm.plugins.module_utils import _wanted
 
@@ -73,3 +74,9 @@ def test_what_is_taken_away_is_in_the_launcher(monkeypatch: pytest.MonkeyPatch) 
     for part in changed:
         assert parts.launcher_without(part) != text
         compile(parts.launcher_without(part), part.words, "exec")
+
+
+def test_what_is_too_long_for_make_test_is_in_the_drills() -> None:
+    """Or it would run nowhere."""
+    assert set(module_of("scripts/drills").SCENARIOS) >= molecule_gate.DRILLS_ALONE
+    assert set(molecule_gate.scenarios_of_the_repository()) > molecule_gate.DRILLS_ALONE

@@ -31,7 +31,7 @@ SHIPPED = {
 COMMON_PATHS = {"/", "/root", "/usr", "/usr/local", "/etc/ssl/certs", "/etc/ssl/certs/ca-certificates.crt"}
 # Package registries, written so that this file does not name one.
 REGISTRIES = re.compile(r"p[y]pi\.org|py[t]honhosted\.org|registry\.[n]pmjs|deb\.[d]ebian\.org|security\.[d]ebian\.org")
-VENDORS = re.compile(r"https://[\w.-]*\b(?:pytorch|letsencrypt)\.org[^\s\"'`|)}]*")
+VENDORS = re.compile(r"https://[\w.-]*\b(?:pytorch\.org|letsencrypt\.org|download\.nvidia\.com)[^\s\"'`|)}]*")
 
 
 def traits_of_this_machine() -> set[str]:
@@ -69,7 +69,7 @@ def test_no_file_names_a_package_registry(tracked: dict[str, str]) -> None:
 
 
 def test_vendor_addresses_stand_once_in_a_default(tracked: dict[str, str]) -> None:
-    """PyTorch's index and the ACME directories: one place to change them, and it is a variable."""
+    """PyTorch's index, NVIDIA's repositories and the ACME directories: one place to change them, and it is a variable."""
     found: dict[str, list[str]] = {}
     for name, text in tracked.items():
         if name.endswith(".md") or name == str(Path(__file__).relative_to(REPO)):

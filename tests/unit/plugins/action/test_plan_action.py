@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from pathlib import Path
 from types import SimpleNamespace
 from typing import Any, cast
 
@@ -11,7 +12,7 @@ import yaml
 from ansible.errors import AnsibleActionFail
 from ansible.plugins.action import ActionBase
 from ansible_collections.gpuops.vllm.plugins.action import plan as action
-from ansible_collections.gpuops.vllm.plugins.module_utils import _hub
+from ansible_collections.gpuops.vllm.plugins.module_utils import _bundle, _hub
 from ansible_collections.gpuops.vllm.plugins.module_utils._plan import Host, Plan
 from ansible_collections.gpuops.vllm.plugins.module_utils._weights import Source
 from ansible_collections.gpuops.vllm.plugins.modules import plan as module
@@ -79,6 +80,13 @@ def test_what_the_host_shows_is_added(
     assert (plan.problems, plan.warnings) == (problems, warnings)
 
 
+def test_gpus_that_do_not_answer_stop_nothing_where_a_driver_comes() -> None:
+    plan = Plan()
+    host = Host(name="gpu01", gpus=[{"index": 0}], profiles={}, driver_comes=True)
+    action.add_host_findings(plan, {**FOUND, **LOST, "assigned": [{"gpus": [0]}]}, host, [], [])
+    assert (plan.problems, plan.warnings) == ([], ["a GPU is lost."])
+
+
 def test_a_host_without_gpus_that_declares_none_is_no_finding() -> None:
     plan = Plan()
     action.add_host_findings(plan, {**FOUND, "gpus": []}, Host(name="gpu01", gpus=[], profiles={}), [], [])
@@ -129,6 +137,9 @@ class Task:
         monkeypatch.setattr(_hub, "resolve", self.resolve)
         monkeypatch.setattr(_hub, "fetch", lambda *asked: self.asked_hub.append(("fetch", *asked)) or hub[asked[0]])  # type: ignore[func-returns-value]
         monkeypatch.setattr(action, "make_plan", lambda _models, host: self.hosts.append(host) or self.plan)  # type: ignore[func-returns-value]
+        monkeypatch.setattr(
+            action, "surge_instances", lambda instances, _host: [{"beside": one["name"]} for one in instances]
+        )
 
     def resolve(self, *asked: Any) -> Any:
         self.asked_hub.append(("resolve", *asked))
@@ -159,6 +170,7 @@ def test_what_the_inventory_says_reaches_the_plan(task: Task) -> None:
     said: dict[str, Any] = {
         "gpu_profile": "own", "base_engine_args": {"a": 1}, "engine_args": {"b": 1}, "env": {"C": "1"}, "first_port": 9000,
         "since": [{"option": "x"}], "rules": {"y": 1}, "vllm_version": "0.30.0", "min_driver": "570", "allow_misfit": True,
+        "driver_comes": True,
     }  # fmt: skip
     task.run(**said, weights_dir="/weights/")
     assert {name: getattr(task.host, name) for name in said} == said
@@ -474,18 +486,22 @@ def test_a_model_that_the_hub_refuses_stops_before_any_change(
 def test_a_plan_that_works_is_handed_on(task: Task) -> None:
     task.plan.instances.append({"name": "llama-0"})
     assert task.run() == {
-        "changed": False, "instances": [{"name": "llama-0"}], "weights": [], "problems": [], "misfits": [], "plan_warnings": [],
+        "changed": False, "instances": [{"name": "llama-0"}], "surge": [{"beside": "llama-0"}], "weights": [], "problems": [], "misfits": [],
+        "plan_warnings": [],
     }  # fmt: skip
 
 
 def test_a_plan_that_does_not_is_refused_and_only_shown_when_looking_ahead(task: Task) -> None:
+    task.plan.instances.append({"name": "llama-0"})
     task.plan.problems.append("a problem.")
     task.plan.misfits.append("a misfit.")
     assert task.run() == action.refusal(["a problem.", "a misfit."])
     ahead = task.run(preview=True)
     assert (ahead["problems"], ahead["misfits"], ahead.get("failed")) == (["a problem."], ["a misfit."], None)
+    assert ahead["surge"] == []
     task.plan.problems.clear()
     assert task.run()["problems"] == ["a misfit."]
+    assert task.run(preview=True)["surge"] == []
 
 
 def test_catalogues_and_gpus_that_are_wrong_are_told_together_and_before_anything_is_asked(task: Task) -> None:
@@ -504,3 +520,42 @@ def test_catalogues_and_gpus_that_are_wrong_are_told_together_and_before_anythin
 def test_entries_that_are_no_models_go_to_the_plan_and_nowhere_else(task: Task) -> None:
     task.run(models=["text", None, {"model": 7}, {"name": "b", "model": HUB}])
     assert {asked[1] for asked in task.asked_hub} == {HUB}
+
+
+def test_a_bundle_is_read_in_the_place_of_the_hub(tmp_path: Path) -> None:
+    config = b'{"hidden_size": 8}'
+    files = (
+        _bundle.Weight("config.json", len(config), "a" * 40),
+        _bundle.Weight("model.safetensors", 70, "b" * 64),
+        _bundle.Weight("tokenizer.json", 9, "c" * 40),
+    )
+    model = _bundle.Model(HUB, ("", "main"), COMMIT, "hf", files)
+    manifest = _bundle.Manifest(
+        "0.1.0", _bundle.System("Debian 12", "x86_64", "3.11"), "r", (), (), (model,),
+        {model.blob(one): _bundle.Content(one.size, "0" * 64) for one in files},
+    )  # fmt: skip
+    (tmp_path / "manifest.json").write_text(manifest.text())
+    blob = tmp_path / model.blob(files[0])
+    blob.parent.mkdir(parents=True)
+    blob.write_bytes(config)
+    known, unknown = Source(HUB, ""), Source(HUB, "v2")
+    answers = action.ask_bundle([known, unknown], str(tmp_path))
+    assert answers[known] == action.Answer(
+        COMMIT,
+        ("config.json", "model.safetensors", "tokenizer.json"),
+        {"config": {"hidden_size": 8}, "weights_bytes": 70, "source": "the bundle"},
+    )
+    assert f"has no {HUB} of that revision" in answers[unknown].problem
+
+    def missing(commit: str, present: bool = False) -> list[dict[str, Any]]:
+        return [{"model": HUB, "commit": commit, "format": "hf", "present": present}]
+
+    assert action.unbundled(missing(COMMIT), str(tmp_path)) == []
+    assert action.unbundled(missing(OTHER, present=True), str(tmp_path)) == []
+    assert action.unbundled(missing(OTHER), "") == []
+    assert action.unbundled(missing(OTHER, present=True), str(tmp_path / "nowhere")) == []
+    (problem,) = action.unbundled(missing(OTHER), str(tmp_path))
+    assert f"at {OTHER[:12]} (hf), and the bundle {tmp_path} has {COMMIT[:12]} (hf)" in problem
+    assert "vllm_weights_update=true" in problem
+    with pytest.raises(AnsibleActionFail, match="there is no whole bundle"):
+        action.ask_bundle([known], str(tmp_path / "nowhere"))

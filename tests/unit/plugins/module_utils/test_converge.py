@@ -81,7 +81,7 @@ def one(name: str, model: str, *gpus: int) -> dict[str, Any]:
 
 
 @pytest.mark.parametrize(
-    ("instances", "verdicts", "running", "chosen"),
+    ("instances", "verdicts", "up", "chosen"),
     [
         ([one("a-0", "a"), one("b-0", "b")], {"a-0": "outdated", "b-0": "outdated"}, [], ["a-0", "b-0"]),
         ([one("a-0", "a"), one("b-0", "b")], {"a-0": "serving", "b-0": "outdated"}, ["a-0"], ["b-0"]),
@@ -92,12 +92,37 @@ def one(name: str, model: str, *gpus: int) -> dict[str, Any]:
         ([one("a-0", "a", 0), one("a-1", "a", 1)], {"a-0": "outdated", "a-1": "outdated"}, ["a-0", "a-1"], ["a-0"]),
         ([one("a-0", "a", 0), one("a-1", "a", 1)], {"a-0": "loading", "a-1": "outdated"}, ["a-0", "a-1"], []),
         ([one("a-0", "a", 0), one("a-1", "a", 1)], {"a-0": "outdated", "a-1": "outdated"}, [], ["a-0", "a-1"]),
+        # What serves is spared until one that takes nothing from clients has had its turn, whatever other models do.
+        (
+            [one("a-0", "a", 0), one("a-1", "a", 1), one("b-0", "b", 2)],
+            {"a-0": "outdated", "a-1": "outdated", "b-0": "outdated"},
+            ["a-0", "b-0"],
+            ["a-1", "b-0"],
+        ),
+        ([one("a-0", "a", 0), one("a-1", "a", 1)], {"a-0": "outdated", "a-1": "failed"}, ["a-0"], ["a-0"]),
+        # Nobody waits for one that waits for a GPU, or one that others load on.
+        (
+            [one("a-0", "a", 0), one("a-1", "a", 1), one("b-0", "b", 1)],
+            {"a-0": "outdated", "a-1": "outdated", "b-0": "loading"},
+            ["a-0"],
+            [],
+        ),
+        ([one("a-0", "a", 0), one("a-1", "a", 0)], {"a-0": "outdated", "a-1": "outdated"}, ["a-0"], ["a-1"]),
     ],
 )
 def test_starts_are_kept_apart_where_they_must(
-    instances: list[dict[str, Any]], verdicts: dict[str, Any], running: list[str], chosen: list[str]
+    instances: list[dict[str, Any]], verdicts: dict[str, Any], up: list[str], chosen: list[str]
 ) -> None:
-    assert startable(instances, verdicts, running) == chosen
+    assert startable(instances, verdicts, up) == chosen
+
+
+def test_what_serves_does_not_wait_for_one_that_has_broken_down() -> None:
+    """Or it would never get a new key."""
+    both = [one("a-0", "a", 0), one("a-1", "a", 1)]
+    served = {name["name"]: name for name in both}
+    verdicts: dict[str, Any] = {"a-0": "outdated", "a-1": "outdated"}
+    assert startable(both, verdicts, ["a-0"], served) == ["a-0", "a-1"]
+    assert startable(both, verdicts, ["a-0"], {"a-0": both[0]}) == ["a-1"]
 
 
 def test_the_digest_moves_with_every_part() -> None:
@@ -151,6 +176,13 @@ def ported(name: str, model: str, port: int, *gpus: int) -> dict[str, Any]:
             {"a-0": "serving", "b-0": "outdated", "c-0": "outdated"},
             {"a-0": ported("a-0", "a", 1, 0, 1)},
             ["b-0", "c-0"],
+        ),
+        # The replica that is to serve first gets a GPU of the one that serves: that one moves before it.
+        (
+            [ported("a-0", "a", 1, 0), ported("a-1", "a", 2, 1)],
+            {"a-0": "outdated", "a-1": "outdated"},
+            {"a-0": ported("a-0", "a", 1, 0, 1)},
+            ["a-0"],
         ),
         # A GPU that both share is not given up.
         (

@@ -680,6 +680,15 @@ def test_a_gpu_that_cannot_serve_yet(changes: dict[str, Any], preview: bool, pro
         assert [one.startswith(expected) for one in told] == [True] * bool(expected)
 
 
+def test_a_driver_that_comes_later_may_be_missing_or_old_now() -> None:
+    (gpu,) = host("h100-sxm-80gb").gpus
+    for changes in ({"source": "sysfs"}, {"source": "nvidia-smi", "driver_version": "550.163.01"}):
+        now = [{**gpu, **changes}]
+        assert plan("Qwen/Qwen3-8B", host("h100-sxm-80gb", gpus=now)).problems != []
+        found = plan("Qwen/Qwen3-8B", host("h100-sxm-80gb", gpus=now, driver_comes=True))
+        assert (found.problems, found.warnings) == ([], [])
+
+
 def test_without_a_least_driver_any_will_do_that_answers() -> None:
     (gpu,) = host("h100-sxm-80gb").gpus
     old = {**gpu, "source": "nvidia-smi", "driver_version": "1.0"}

@@ -305,24 +305,25 @@ def test_device_that_cannot_be_read_is_passed_over(bus: Bus) -> None:
 
 
 @pytest.mark.parametrize(
-    ("device", "kind", "vendor", "vpd", "expected"),
+    ("device", "kind", "vendor", "vpd", "expected", "nvlink5"),
     [
-        ("1af1", BRIDGE, "0x10de", b"", True),
-        ("22a3", BRIDGE, "0x10de", b"", True),
-        ("03ef", BRIDGE, "0x10de", b"", False),  # an nForce mainboard
-        ("22a3", GPU_3D, "0x10de", b"", False),
-        ("22a3", BRIDGE, "0x8086", b"", False),
-        ("1021", INFINIBAND, "0x15b3", b"\x82\x10PN\x00SMDL=SW_MNG\x78", True),
-        ("1021", INFINIBAND, "0x15b3", b"\x82\x10PN\x00MCX75310", False),
-        ("1021", INFINIBAND, "0x8086", b"SMDL=SW_MNG", False),
+        ("1af1", BRIDGE, "0x10de", b"", True, False),
+        ("22a3", BRIDGE, "0x10de", b"", True, False),
+        ("03ef", BRIDGE, "0x10de", b"", False, False),  # an nForce mainboard
+        ("22a3", GPU_3D, "0x10de", b"", False, False),
+        ("22a3", BRIDGE, "0x8086", b"", False, False),
+        ("1021", INFINIBAND, "0x15b3", b"\x82\x10PN\x00SMDL=SW_MNG\x78", True, True),
+        ("1021", INFINIBAND, "0x15b3", b"\x82\x10PN\x00MCX75310", False, False),
+        ("1021", INFINIBAND, "0x8086", b"SMDL=SW_MNG", False, False),
     ],
 )
-def test_nvswitch(bus: Bus, device: str, kind: str, vendor: str, vpd: bytes, expected: bool) -> None:
+def test_nvswitch(bus: Bus, device: str, kind: str, vendor: str, vpd: bytes, expected: bool, nvlink5: bool) -> None:
     bus.add("18", "2901")
     folder = bus.add("05", device, kind, vendor)
     if vpd:
         (folder / "vpd").write_bytes(vpd)
     assert bus.read()[2] is expected
+    assert _gpus.has_nvlink5_switch(bus.root) is nvlink5
 
 
 # --- the catalogue ---------------------------------------------------------------------------------------------

@@ -41,6 +41,18 @@ def test_parse_lineage() -> None:
         _certificate.parse_lineage(RENEWAL, "unable to load certificate")
 
 
+def test_certbot_is_told_not_to_renew_and_again_to() -> None:
+    off = _certificate.renewed(RENEWAL, wanted=False)
+    assert off == RENEWAL.replace("[renewalparams]\n", "[renewalparams]\nautorenew = False\n")
+    assert _certificate.renewed(off, wanted=False) == off
+    assert _certificate.renewed(off, wanted=True) == RENEWAL
+    # What certbot itself may write stays as long as it means the same.
+    own = RENEWAL.replace("[renewalparams]\n", "[renewalparams]\nautorenew = True\n")
+    assert _certificate.renewed(own, wanted=True) == own
+    assert _certificate.renewed(own, wanted=False) == off
+    assert _certificate.parse_lineage(off, OPENSSL) == LINEAGE
+
+
 @pytest.mark.parametrize(
     ("found", "domain", "server", "webroot", "days", "reason"),
     [

@@ -243,6 +243,18 @@ def test_what_comes_together_is_one_arrival(times_s: list[float], arrivals: int)
     assert _verify.Stream(times_s).arrivals() == arrivals
 
 
+@pytest.mark.parametrize(("held", "ok", "pauses"), [(0, True, 0), (25, True, 16), (99, False, 30)])
+def test_a_stream_that_is_held_back_has_some_time_until_the_cores_are_free(
+    monkeypatch: pytest.MonkeyPatch, held: int, ok: bool, pauses: int
+) -> None:
+    streams = iter([*[_verify.Stream([0.1] * 49)] * held, _verify.Stream([0.01 * n for n in range(49)])])
+    monkeypatch.setattr(_verify, "stream_once", lambda *_arguments: next(streams))
+    endpoint = _verify.Endpoint("api.example.com", "key", ssl.create_default_context(), 1.0)
+    paused: list[float] = []
+    check = _verify.check_stream(endpoint, "", "model", _verify.KINDS[0], paused.append)
+    assert (check.ok, len(paused)) == (ok, pauses)
+
+
 @pytest.mark.parametrize(
     ("body", "message"),
     [

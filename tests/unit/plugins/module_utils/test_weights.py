@@ -74,3 +74,23 @@ def test_a_commit_is_whole_while_its_files_are_as_the_stamp_says(tmp_path: Path,
 )
 def test_a_bare_name_is_a_file_beside_the_weights(value: object, is_name: bool) -> None:
     assert _weights.is_file_name(value) is is_name
+
+
+def test_what_a_bundle_needs_of_the_hub() -> None:
+    models = [
+        {"name": "a", "model": "org/llama"},
+        {"name": "b", "model": "org/llama"},
+        {
+            "name": "c",
+            "model": "org/llama",
+            "revision": "v2",
+            "engine_args": {"load-format": "auto", "config-format": "hf"},
+        },
+        {"name": "d", "model": "/srv/models/mine"},
+        {"name": "e", "model": "org/gone", "state": "absent"},
+    ]
+    assert _weights.downloads(models, {"load-format": "mistral"}) == [
+        {"model": "org/llama", "revision": "", "format": "mistral"},
+        {"model": "org/llama", "revision": "v2", "format": "hf"},
+    ]
+    assert _weights.downloads(None, None) == []

@@ -25,6 +25,7 @@ def make(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Make:
     """The module with these parameters, and its files in a folder of the test's."""
     monkeypatch.setattr(certificate, "CREDENTIALS", tmp_path / "vllm-dns.ini")
     monkeypatch.setattr(certificate, "DROP_IN", tmp_path / "certbot.service.d" / "vllm.conf")
+    monkeypatch.setattr(certificate, "RENEWAL", tmp_path / "renewal" / "vllm.conf")
     ran: list[list[str]] = []
 
     def run_command(command: list[str], **_options: Any) -> tuple[int, str, str]:
@@ -87,3 +88,24 @@ def test_the_timers_second_try_comes_and_goes(make: Make) -> None:
     assert [len(one.actions) for one in (first, again, off, still_off)] == [1, 0, 1, 0]
     assert first.module.ran == [["systemctl", "daemon-reload"]] * 2
     assert not certificate.DROP_IN.exists()
+
+
+def test_a_certificate_that_an_uninstall_has_kept_is_renewed_again(make: Make) -> None:
+    certificate.RENEWAL.parent.mkdir()
+    certificate.RENEWAL.write_text("[renewalparams]\nautorenew = False\nserver = https://acme.example.com/dir\n")
+    certificate.RENEWAL.chmod(0o640)
+    told, first, again = make(check_mode=True), make(), make()
+    told.renew()
+    assert "autorenew" in certificate.RENEWAL.read_text()
+    first.renew()
+    again.renew()
+    assert (told.actions, first.actions, again.actions) == (
+        first.actions,
+        ["had certbot renew the certificate again"],
+        [],
+    )
+    assert certificate.RENEWAL.read_text() == "[renewalparams]\nserver = https://acme.example.com/dir\n"
+    assert stat.S_IMODE(certificate.RENEWAL.stat().st_mode) == 0o640
+    certificate.RENEWAL.unlink()
+    again.renew()
+    assert again.actions == []

@@ -22,21 +22,25 @@ from ansible_collections.gpuops.vllm.plugins.module_utils import _claim
 from ansible_collections.gpuops.vllm.plugins.modules import (
     certificate,
     claim,
+    engine_link,
     firewall,
     instances,
     nginx_config,
     nginx_unit,
     secrets_file,
+    uninstall,
 )
 
 REPO = Path(__file__).resolve().parents[4]
 CLAIMED = {
     "certificate": certificate,
+    "engine_link": engine_link,
     "firewall": firewall,
     "instances": instances,
     "nginx_config": nginx_config,
     "nginx_unit": nginx_unit,
     "secrets_file": secrets_file,
+    "uninstall": uninstall,
 }
 each_module = pytest.mark.parametrize("module", CLAIMED.values(), ids=list(CLAIMED))
 
@@ -65,8 +69,10 @@ def paths(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
         (nginx_config.Proxy, "find_nginx"),
         (certificate.Certificate, "converge"),
         (secrets_file, "keep"),
+        (engine_link, "Engines"),
         (firewall, "Firewall"),
         (nginx_unit, "Unit"),
+        (uninstall.Uninstall, "run"),
     ):
         monkeypatch.setattr(module, name, (lambda *_: None) if name == "find_nginx" else go_on)
     return tmp_path

@@ -897,6 +897,51 @@ def test_a_replica_that_serves_is_spared_what_another_failed_with(host: FakeHost
     assert host.play(instances=wanted)["changed"] is False
 
 
+def test_one_that_comes_to_help_serves_before_the_other_is_restarted_and_goes_after(host: FakeHost) -> None:
+    first, second = instance("a-0", gpus=[0]), instance("a-1", gpus=[1], port=8001)
+    host.play(instances=[first])
+    change = {"env": {"A": "2"}}
+    both = [first | change, second | change]
+    result = host.run(instances=both)
+    assert "start a-1" in result["actions"] and "restart a-0" not in result["actions"]
+    host.settle()
+    result = host.play(instances=both)
+    assert result["actions"] == ["restart a-0"]
+    assert host.play(instances=both[:1])["actions"] == ["stop a-1", "remove a-1"]
+    assert host.starts["vllm@a-0.service"] == 2
+
+
+def test_with_a_new_key_replicas_are_restarted_one_after_the_other(host: FakeHost) -> None:
+    both = [instance("a-0", gpus=[0]), instance("a-1", gpus=[1], port=8001)]
+    host.play(instances=both)
+    (host.root / "etc/secrets").write_text(f'VLLM_API_KEY="{"n" * 43}"\n')
+    first = host.run(instances=both)
+    assert "restart a-0" in first["actions"] and "restart a-1" not in first["actions"]
+    host.settle()
+    assert host.play(instances=both)["actions"] == ["restart a-1"]
+
+
+def test_a_replica_with_an_old_key_is_not_held_for_another_that_failed(host: FakeHost) -> None:
+    """The proxy comes with the new one, and would get nothing from it but 401."""
+    first, second = instance("a-0", gpus=[0]), instance("a-1", gpus=[1], port=8001)
+    host.play(instances=[first, second])
+    (host.root / "etc/secrets").write_text(f'VLLM_API_KEY="{"n" * 43}"\n')
+    result = host.play(instances=[bad("a-0", gpus=[0]), second])
+    assert result["failed"] and result["verdicts"] == {"a-0": "failed", "a-1": "serving"}
+    assert host.starts["vllm@a-1.service"] == 2
+
+
+def test_where_the_one_that_comes_to_help_does_not_start_the_other_is_spared(host: FakeHost) -> None:
+    first = instance("a-0", gpus=[0])
+    host.play(instances=[first])
+    result = host.play(instances=[bad("a-0", gpus=[0]), bad("a-1", gpus=[1], port=8001)])
+    assert result["failed"] and result["verdicts"] == {"a-0": "held", "a-1": "failed"}
+    assert host.starts["vllm@a-0.service"] == 1
+    assert host.play(instances=[first])["actions"] == ["remove a-1"]
+    assert host.starts["vllm@a-0.service"] == 1
+    assert not (host.root / "etc/instances/a-1").exists()
+
+
 def test_nobody_gets_a_gpu_before_its_owner_serves_without_it(host: FakeHost) -> None:
     host.play(instances=[instance("a-0", gpus=[0, 1])])
     wanted = [instance("a-0", gpus=[0]), instance("b-0", gpus=[1], port=8001)]

@@ -27,12 +27,6 @@ def test_missing_packages(wanted: list[str], missing: list[str]) -> None:
     assert packages.missing_packages(wanted, KNOWN) == missing
 
 
-def test_complaint_is_apts_own_errors() -> None:
-    output = "Reading package lists...\nErr:1 http://deb nginx\nE: Unable to locate package nginx\n"
-    assert packages.complaint(output) == "Err:1 http://deb nginx\nE: Unable to locate package nginx"
-    assert packages.complaint("only this\n") == "only this"
-
-
 #: apt-get as it is after dpkg was killed, until `dpkg --configure -a` has run.
 APT = """#!/bin/sh
 echo "apt-get $*" >> {log}

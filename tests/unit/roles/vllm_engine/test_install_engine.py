@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import importlib.machinery
 import importlib.util
+import os
 import sys
 from pathlib import Path
 from types import ModuleType
@@ -149,13 +150,14 @@ env | grep ^UV_ >> {log}
 case $1 in
 --version) echo 'uv 1.2.3 (x)' ;;
 venv) for last; do :; done; mkdir -p "$last/bin" "$last/lib/python3.11/site-packages"
-      printf '#!/bin/sh\\necho 0.32.0\\n' > "$last/bin/python"; touch "$last/bin/vllm"; chmod +x "$last/bin/"* ;;
+      printf '#!/bin/sh\\necho 0.32.0\\n' > "$last/bin/python"
+      printf '#!/bin/sh\\necho vllm "$@" by $(command -v uv) >> {log}\\n' > "$last/bin/vllm"; chmod +x "$last/bin/"* ;;
 pip) exit {status} ;;
 esac
 """
 
 
-def build(folder: Path, *, status: int = 0, min_free_gib: int = 0) -> str:
+def build(folder: Path, *more: str, status: int = 0, min_free_gib: int = 0) -> str:
     """Run the whole program with a fake uv; returns what uv was asked."""
     log = folder / "log"
     executable(folder / "uv" / "bin" / "uv", FAKE_UV.format(log=log, status=status))
@@ -172,7 +174,7 @@ def build(folder: Path, *, status: int = 0, min_free_gib: int = 0) -> str:
         "--cache-dir": folder / "cache",
         "--min-free-gib": min_free_gib,
     }
-    argv = [sys.executable, str(PROGRAM), *(str(part) for pair in options.items() for part in pair)]
+    argv = [sys.executable, str(PROGRAM), *(str(part) for pair in options.items() for part in pair), *more]
     engine.run(argv)
     return log.read_text()
 
@@ -185,14 +187,41 @@ def test_a_build_ends_with_its_marker_and_its_lock(tmp_path: Path) -> None:
     assert "pip sync --quiet --require-hashes --only-binary :all: --compile-bytecode" in log
     assert "UV_DEFAULT_INDEX=https://mirror\n" in log
     assert (tmp_path / "cache").stat().st_mode & 0o777 == 0o700
+    assert "download-kernels" not in log
 
 
-def test_a_failed_build_is_not_complete_and_the_next_one_starts_afresh(tmp_path: Path) -> None:
+def test_kernels_are_fetched_where_that_is_wanted(tmp_path: Path) -> None:
+    log = build(tmp_path, "--download-kernels")
+    # With the uv that the role has brought: the environment has no pip.
+    assert f"vllm download-kernels by {tmp_path}/uv/bin/uv\n" in log
+    assert log.index("pip sync") < log.index("vllm download-kernels")
+
+
+def test_without_a_network_nothing_but_the_folder_is_known(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    log = build(tmp_path, "--offline", "--find-links", "/srv/wheels")
+    for said in ("UV_OFFLINE=1\n", "UV_NO_INDEX=1\n", "UV_FIND_LINKS=/srv/wheels\n"):
+        assert said in log
+    assert "mirror" not in log
+    asked: list[tuple[list[str], dict[str, str]]] = []
+    monkeypatch.setattr(engine, "run", lambda argv, environment=None: asked.append((list(map(str, argv)), environment)))
+    monkeypatch.setattr(engine, "ask", lambda _argv: "")
+    engine.install_uv(tmp_path / "new", tmp_path / "uv.txt", ["/srv/wheels"])
+    _venv, (argv, environment) = asked
+    assert {"--no-index", "--find-links=/srv/wheels", "--require-hashes"} <= set(argv)
+    assert environment["PIP_CONFIG_FILE"] == os.devnull
+
+
+def test_a_failed_build_gives_its_room_back(tmp_path: Path) -> None:
     with pytest.raises(SystemExit):
         build(tmp_path, status=2)
+    assert not (tmp_path / "engine").exists()
+    build(tmp_path)
+    assert (tmp_path / "engine" / ".complete").exists()
+
+
+def test_what_a_killed_build_left_is_built_anew(tmp_path: Path) -> None:
     left = tmp_path / "engine" / "left-over"
-    assert left.parent.is_dir()
-    assert not (tmp_path / "engine" / ".complete").exists()
+    left.parent.mkdir()
     left.touch()
     build(tmp_path)
     assert (tmp_path / "engine" / ".complete").exists()
