@@ -40,6 +40,8 @@ GRACE_S = 5.0
 # How long a load is waited for; it counts in no limit.
 LOAD_S = 60.0
 SLOW_ANSWER = {"TOKEN_S": "0.05", "ANSWER": "word " * 80}
+# So long that the first stream has not ended when the last of 20 begins, on a machine that has other things to do.
+SLOWER_ANSWER = {"TOKEN_S": "0.05", "ANSWER": "word " * 160}
 
 
 def figure(seconds: float | None) -> str:
@@ -259,8 +261,8 @@ def stop_under(subject: Subject, streams: int, flowing: int, **body: object) -> 
 
 
 def stop_streams(subject: Subject) -> Seen:
-    """`systemctl stop` under 20 streams of four seconds."""
-    subject.begin(**SLOW_ANSWER)
+    """`systemctl stop` under 20 streams of eight seconds."""
+    subject.begin(**SLOWER_ANSWER)
     return stop_under(subject, streams=20, flowing=20)
 
 
