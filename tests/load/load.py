@@ -55,6 +55,7 @@ class Stream:
     reason: str = ""
     arrivals: list[float] = field(default_factory=list)
     ended: float = 0.0
+    sent: bool = False
 
 
 @dataclass(frozen=True)
@@ -137,9 +138,14 @@ class Load:
         return sum(bool(one.arrivals) and not one.ended for one in tuple(self.streams))
 
     @property
-    def taken(self) -> int:
-        """How many were answered by 200, which an engine that is busy sends before its first token."""
-        return sum(one.kind != "failed" for one in tuple(self.streams))
+    def begun(self) -> int:
+        """How many have brought something, whether they have ended or not."""
+        return sum(bool(one.arrivals) for one in tuple(self.streams))
+
+    @property
+    def sent(self) -> int:
+        """How many requests have gone out whole. An engine that is busy may answer many of them at once, and late."""
+        return sum(one.sent for one in tuple(self.streams))
 
     def stop(self) -> None:
         """Send no more requests; those under way go on to their end."""
@@ -174,8 +180,13 @@ class Load:
     async def _ask(self, client: httpx.AsyncClient, one: Stream) -> None:
         """Send one request and note what becomes of it."""
         finish = ""
+
+        async def watch(event: str, _details: object) -> None:
+            one.sent |= event.endswith(".send_request_body.complete")
+
         try:
-            async with client.stream("POST", f"{self.target.base_url}/chat/completions", json=self._body) as answer:
+            url, watched = f"{self.target.base_url}/chat/completions", {"trace": watch}
+            async with client.stream("POST", url, json=self._body, extensions=watched) as answer:
                 if answer.status_code != 200:
                     one.reason = str(answer.status_code)
                     return
@@ -216,15 +227,24 @@ class Background:
         """Wait until so many streams have begun and not ended; raises TimeoutError."""
         self._wait(lambda: self._load.flowing, streams, within_s)
 
-    def wait_until_taken(self, streams: int, within_s: float = 10.0) -> None:
-        """Wait until so many were taken by the server, in all; raises TimeoutError."""
-        self._wait(lambda: self._load.taken, streams, within_s)
+    def wait_until_begun(self, streams: int, within_s: float = 10.0) -> None:
+        """Wait until so many streams have brought something, in all; raises TimeoutError."""
+        self._wait(lambda: self._load.begun, streams, within_s)
+
+    def wait_until_sent(self, streams: int, within_s: float = 10.0) -> None:
+        """Wait until so many requests have gone out, in all; raises TimeoutError."""
+        self._wait(lambda: self._load.sent, streams, within_s)
+
+    def ended_after(self, moment_s: float) -> int:
+        """How many streams have ended since a moment of `time.perf_counter`."""
+        return sum(one.ended > moment_s for one in self._load.streams)
 
     def _wait(self, count: Callable[[], int], streams: int, within_s: float) -> None:
         end = time.monotonic() + within_s
         while count() < streams:
             if time.monotonic() > end:
-                raise TimeoutError(f"{count()} of {streams} streams after {within_s} s")
+                lost = Counter(one.reason for one in tuple(self._load.streams) if one.ended and one.kind != "whole")
+                raise TimeoutError(f"{count()} of {streams} streams after {within_s} s; lost: {dict(lost) or 'none'}")
             time.sleep(0.02)
 
     def report(self, within_s: float) -> Report:

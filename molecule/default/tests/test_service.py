@@ -49,7 +49,7 @@ def test_the_engines_death_is_noticed_and_cured(subject: Subject) -> None:
 
 def test_a_stop_cuts_no_stream(subject: Subject) -> None:
     # It takes eight at a time; the others wait their turn, and are not refused either.
-    seen = drills.stop_under(subject, streams=20, flowing=4, max_tokens=300, ignore_eos=True)
+    seen = drills.stop_under(subject, streams=20, flowing=4, max_tokens=450, ignore_eos=True)
     shown("stop under 20 streams", seen)
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import dataclasses
 import json
 import os
 import signal
@@ -119,13 +120,19 @@ def test_a_load_that_is_stopped_sends_no_more(fake: Fake) -> None:
     assert done.all_whole
 
 
-def test_what_the_server_took_is_counted_and_what_it_refused_is_not(fake: Fake) -> None:
+def test_what_was_sent_and_what_ended_after_a_moment_is_counted(fake: Fake) -> None:
+    begun_s = time.perf_counter()
     background = load.Background(load.Load(fake.target(), max_tokens=5), streams=3, requests=6)
-    background.wait_until_taken(6)
+    background.wait_until_sent(6)
     assert background.report(within_s=10).all_whole
-    refused = load.Background(load.Load(fake.target(key="wrong")), streams=2, requests=2)
-    with pytest.raises(TimeoutError, match="0 of 1 streams"):
-        refused.wait_until_taken(1, within_s=1)
+    assert (background.ended_after(begun_s), background.ended_after(time.perf_counter())) == (6, 0)
+
+
+def test_what_nobody_listens_to_was_not_sent(fake: Fake) -> None:
+    target = dataclasses.replace(fake.target(), base_url="http://127.0.0.1:9/v1")
+    nobody = load.Background(load.Load(target), streams=2, requests=2)
+    with pytest.raises(TimeoutError, match=r"0 of 1 streams after 1 s; lost: {.ConnectError.: \d+}"):
+        nobody.wait_until_sent(1, within_s=1)
 
 
 def test_what_never_began_failed_by_its_reason(fake: Fake) -> None:
