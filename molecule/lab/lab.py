@@ -111,7 +111,15 @@ def up(names: list[str], layers: list[str]) -> None:
             _prepare()
             _start(missing, layers)
         for one in wanted:
-            machine.wait_until_ready(one)
+            try:
+                machine.wait_until_ready(one)
+            except LabError as error:
+                if one not in missing:
+                    raise
+                # One boot of many that goes wrong is not the end of a long run.
+                say(f"lab: {error}; once more")
+                _start([one], layers)
+                machine.wait_until_ready(one)
         for one in wanted:
             if one.purpose == "acme":
                 acme.wait_until_ready(one)
