@@ -47,8 +47,17 @@ class ActionModule(ActionBase):
                 f"vllm_bundle_dir is {folder}: {error.strerror or error} ({error.filename or 'no file named'}). Is there room, and may this user write there? "
                 "When the cause is gone, run bundle.yml again: it keeps what it has."
             ) from None
-        size = _bundle.total(manifest.files.values()) if manifest else 0
-        return {**result, "changed": changed, "path": str(folder), "sha256": sha256, "bytes": size}
+        files = manifest.files if manifest else {}
+        collection = next((name for name in files if name.startswith("collection/")), "")
+        return {
+            **result,
+            "changed": changed,
+            "path": str(folder),
+            "sha256": sha256,
+            "bytes": _bundle.total(files.values()),
+            "collection": collection,
+            "collection_sha256": files[collection].sha256 if collection else "",
+        }
 
 
 def request_of(args: Mapping[str, Any], token: str) -> _bundle_build.Request:

@@ -204,8 +204,10 @@ def ask(source: _weights.Source, endpoint: str, token: str, deadline: float) -> 
     return Answer(snapshot.commit, snapshot.files, numbers)
 
 
-def ask_bundle(asked: Iterable[_weights.Source], bundle: str) -> dict[_weights.Source, Answer]:
-    """Return what a bundle says of these models. Raises AnsibleActionFail."""
+def ask_bundle(asked: Sequence[_weights.Source], bundle: str) -> dict[_weights.Source, Answer]:
+    """Return what a bundle says of these models; it may be away where there are none. Raises AnsibleActionFail."""
+    if not asked:
+        return {}
     folder = Path(bundle).resolve()
     try:
         manifest = _bundle.read(folder)[0]

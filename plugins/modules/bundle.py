@@ -15,6 +15,8 @@ description:
     collection itself and a manifest with the size and the SHA-256 of each file.
   - The folder is for hosts of this machine's release and architecture, since apt and pip choose for it.
   - The manifest is removed first and written last, so that a bundle whose making was cut off does not look whole. What is there and right is kept.
+  - A folder that has all that is asked for, by names and sizes, is left as it is and not read. Remove its C(manifest.json) to have each file verified by its
+    source again.
   - Runs as an action plugin on the control node, as the user who runs the play; root is not needed, and no package is installed.
   - The token for gated models is taken from the variable C(vllm_bundle_hf_token), not from an option, which Ansible might show.
 author:
@@ -79,4 +81,12 @@ bytes:
   description: Bytes of all files.
   returned: success
   type: int
+collection:
+  description: The file in the folder from which a control node installs the collection; empty in check mode where there is none yet.
+  returned: success
+  type: str
+collection_sha256:
+  description: Its SHA-256.
+  returned: success
+  type: str
 """

@@ -114,7 +114,7 @@ class Builder:
             tools = Tools(Path(work), self.say)
             engines = tuple(self._wheels(one, tools) for one in self.request.engines)
             debs = self._debs(tools)
-            models = self._weights(tools)
+            models = self._weights(tools, [self.folder / path for engine in engines for path in engine.files])
             kept = {*debs, self._collection()}
             kept |= {path for engine in engines for path in engine.files}
             kept |= {model.blob(one) for model in models for one in model.files}
@@ -141,6 +141,14 @@ class Builder:
             raise BundleError(
                 f"vllm_bundle_dir is {self.folder}: it has files that bundle.yml did not put there. Choose a new folder; nothing was changed."
             )
+        # What lies behind a link would be pruned with the rest.
+        hub = self.folder / "weights" / "hub"
+        for path in (*(self.folder / name for name in FOLDERS), hub, *hub.glob("models--*")):
+            if path.is_symlink():
+                raise BundleError(
+                    f"vllm_bundle_dir is {self.folder}: {path.relative_to(self.folder)} is a link to {path.readlink()}, and what is not of the bundle is "
+                    "removed there. Put a folder in its place, or choose a new vllm_bundle_dir; nothing was changed."
+                )
         if self.request.packages and not shutil.which("apt-get"):
             raise BundleError(
                 f"this machine runs {self.system.release} without apt-get: needs the release of the hosts. Run bundle.yml on a machine with that release."
@@ -220,8 +228,8 @@ class Builder:
 
     # ---- Weights ----
 
-    def _weights(self, tools: Tools) -> tuple[_bundle.Model, ...]:
-        """Have the models, each file verified by the hub's checksum as on a host."""
+    def _weights(self, tools: Tools, wheels: Sequence[Path]) -> tuple[_bundle.Model, ...]:
+        """Have the models, each file verified by the hub's checksum as on a host. ``wheels``: those of the locks."""
         commits: dict[tuple[str, str, str], str] = {}
         for model, revision, form in self.request.models:
             commits[model, revision, form] = self._commit(model, revision)
@@ -237,7 +245,7 @@ class Builder:
             if key in wanted and all(size_of(self.folder / one.blob(file)) == file.size for file in one.files)
         }
         if missing := [key for key in wanted if key not in whole]:
-            tools.download_models(home, missing, self.folder / "wheels", self.request)
+            tools.download_models(home, missing, wheels, self.request)
         models = []
         for key in wanted:
             model, commit, form = key
@@ -279,9 +287,10 @@ class Builder:
     def _collection(self) -> str:
         """Have the collection itself, for a control node that has no network either."""
         path = self.folder / "collection" / f"gpuops-vllm-{self.collection}.tar.gz"
-        if not path.exists():
-            self.say(f"collection: {path.name}")
-            pack_collection(TOP, path)
+        self.say(f"collection: {path.name}")
+        # Anew each time: the bundle's hash vouches for it, and nothing would vouch for one that is there.
+        path.unlink(missing_ok=True)
+        pack_collection(TOP, path)
         return str(path.relative_to(self.folder))
 
     def _prune(self, kept: set[str]) -> None:
@@ -312,13 +321,13 @@ class Tools:
         """Return a Python with pip, of the version that the hosts have."""
         prefix = self.work / "venv"
         if not prefix.exists():
-            run([PYTHON, "-m", "venv", str(prefix)], hint="Install the package python3-venv on this machine.")
+            run([PYTHON, "-I", "-m", "venv", str(prefix)], hint="Install the package python3-venv on this machine.")
         return str(prefix / "bin" / "python")
 
     def pip_download(self, lines: Sequence[str], folder: Path, engine: WantedEngine) -> None:
         lock = self.work / "requirements.txt"
         lock.write_text("\n".join(lines) + "\n", encoding="utf-8")
-        command = [self.python(), "-m", "pip", "download", "--quiet", "--disable-pip-version-check", "--no-deps"]
+        command = [self.python(), "-I", "-m", "pip", "download", "--quiet", "--disable-pip-version-check", "--no-deps"]
         command += ["--require-hashes", "--only-binary=:all:", f"--dest={folder}", f"--requirement={lock}"]
         if engine.index_url:
             command.append(f"--index-url={engine.index_url}")
@@ -330,7 +339,7 @@ class Tools:
     def _has_links(self) -> bool:
         """Whether this machine's pip is told of a folder or page with wheels, which is then asked in the place of torch's."""
         if self._links is None:
-            settings = run([self.python(), "-m", "pip", "config", "list"])
+            settings = run([self.python(), "-I", "-m", "pip", "config", "list"])
             self._links = bool(re.search(r"(?m)\.find-links=", settings))
         return self._links
 
@@ -381,12 +390,18 @@ class Tools:
         return sorted(wanted)
 
     def download_models(
-        self, home: Path, models: Iterable[tuple[str, str, str]], wheels: Path, request: Request
+        self, home: Path, models: Iterable[tuple[str, str, str]], wheels: Iterable[Path], request: Request
     ) -> None:
         python = self.python()
         self.say("weights: preparing the download")
-        command = [python, "-m", "pip", "install", "--quiet", "--disable-pip-version-check", "--no-index"]
-        run([*command, f"--find-links={wheels}", "huggingface_hub"])
+        # A folder that has the locks' wheels and no other: pip takes the newest that it finds.
+        locked = self.work / "wheels"
+        locked.mkdir()
+        for wheel in wheels:
+            (locked / wheel.name).symlink_to(wheel)
+        command = [python, "-I", "-m", "pip", "install", "--isolated", "--quiet", "--disable-pip-version-check"]
+        command += ["--no-index", f"--find-links={locked}", "huggingface_hub"]
+        run(command, environment={"PIP_CONFIG_FILE": os.devnull})
         wanted = [{"model": model, "commit": commit, "format": form} for model, commit, form in models]
         environment = {"HF_ENDPOINT": request.hub_endpoint, "HF_HUB_DISABLE_XET": "1", "DO_NOT_TRACK": "1"}
         if request.hub_token:
@@ -431,12 +446,14 @@ def run(
     environment: Mapping[str, str] | None = None,
     hint: str = "",
     show: Callable[[str], None] | None = None,
+    folder: str | None = None,
 ) -> str:
     """Return what a program writes; ``show`` is told of each line. Raises BundleError with its last lines."""
     lines: list[str] = []
     try:
         with subprocess.Popen(
             argv,
+            cwd=folder,
             env={**os.environ, **(environment or {})},
             stdin=subprocess.DEVNULL,
             stdout=subprocess.PIPE,
@@ -485,9 +502,9 @@ def downloaded(home: Path, model: str, commit: str, form: str) -> tuple[_bundle.
 def pack_collection(top: Path, path: Path) -> None:
     """Write the collection as ansible-galaxy installs it. Raises BundleError and OSError."""
     if not (top / "MANIFEST.json").is_file():
-        run(
-            [sys.executable, "-m", "ansible", "galaxy", "collection", "build", str(top), f"--output-path={path.parent}"]
-        )
+        build = ["collection", "build", str(top), f"--output-path={path.parent}"]
+        # Not from where the play was started, which Python would look for modules in.
+        run([sys.executable, "-m", "ansible", "galaxy", *build], folder="/")
         return
     # An installed one has all that its artifact had.
     listed = json.loads((top / "FILES.json").read_text(encoding="utf-8"))["files"]

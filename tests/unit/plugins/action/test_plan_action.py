@@ -559,3 +559,5 @@ def test_a_bundle_is_read_in_the_place_of_the_hub(tmp_path: Path) -> None:
     assert "vllm_weights_update=true" in problem
     with pytest.raises(AnsibleActionFail, match="there is no whole bundle"):
         action.ask_bundle([known], str(tmp_path / "nowhere"))
+    # The disk that it came on is unplugged once all is on the host.
+    assert action.ask_bundle([], str(tmp_path / "nowhere")) == {}

@@ -9,6 +9,7 @@ import dataclasses
 import hashlib
 import json
 import platform
+import shutil
 import subprocess
 import sys
 import tarfile
@@ -69,7 +70,7 @@ def world(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> World:
             return found.debs
 
         def download_models(
-            self, home: Path, models: Iterable[tuple[str, str, str]], wheels: Path, request: Request
+            self, home: Path, models: Iterable[tuple[str, str, str]], wheels: Iterable[Path], request: Request
         ) -> None:
             for model, commit, _form in models:
                 repository = home / "hub" / f"models--{model.replace('/', '--')}"
@@ -225,6 +226,53 @@ def test_a_folder_of_somebody_else_is_refused(world: World) -> None:
     with pytest.raises(BundleError, match=r"it has files that bundle\.yml did not put there"):
         build(world)
     assert files(world) == {"wheels/mine.whl"}
+
+
+@pytest.mark.parametrize("name", ["weights", "debs", "weights/hub", "weights/hub/models--org--llama"])
+def test_nothing_is_removed_behind_a_link(world: World, name: str) -> None:
+    build(world)
+    link, target = world.work / "bundle" / name, world.work / "elsewhere"
+    if link.is_dir():
+        shutil.rmtree(link)
+    (target / "verified").mkdir(parents=True)
+    (target / "verified/mine").touch()
+    link.symlink_to(target)
+    with pytest.raises(BundleError, match=rf"{name} is a link to .*/elsewhere"):
+        build(world, packages=("nftables", "nginx"))
+    assert (target / "verified/mine").exists()
+
+
+def test_the_bundle_vouches_for_no_collection_that_it_has_not_packed(world: World) -> None:
+    build(world)
+    (packed,) = (world.work / "bundle/collection").iterdir()
+    packed.write_bytes(b"another")
+    assert build(world, packages=("nftables", "nginx"))
+    assert packed.read_bytes() == b"collection"
+
+
+def test_only_wheels_of_the_locks_run_here(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """pip takes the newest that it finds, and the hub's token is in the environment."""
+    seen: list[set[str]] = []
+
+    def run(argv: Sequence[str], **_: Any) -> str:
+        seen.extend(
+            {path.name for path in Path(word.partition("=")[2]).iterdir()}
+            for word in argv
+            if word.startswith("--find-links=")
+        )
+        return ""
+
+    wheels = tmp_path / "wheels"
+    wheels.mkdir()
+    for name in ("huggingface_hub-1-py3-none-any.whl", "huggingface_hub-99-py3-none-any.whl"):
+        (wheels / name).touch()
+    (tmp_path / "work").mkdir()
+    monkeypatch.setattr(_bundle_build, "run", run)
+    tools = _bundle_build.Tools(tmp_path / "work", lambda _line: None)
+    tools.download_models(
+        tmp_path, [("org/llama", COMMIT, "hf")], [wheels / "huggingface_hub-1-py3-none-any.whl"], Request()
+    )
+    assert seen == [{"huggingface_hub-1-py3-none-any.whl"}]
 
 
 @pytest.mark.parametrize(
