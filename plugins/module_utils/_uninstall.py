@@ -109,6 +109,22 @@ DRIVER_FILES = (
     "/etc/modprobe.d/vllm-nvidia.conf",
 )
 
+#: What the download, and the libraries of the hub that it and the engine have, put into the folder of weights; the inner folder goes when it is empty.
+WEIGHTS = (
+    "hub/models--*",
+    "hub/.locks",
+    "hub/version.txt",
+    "hub/CACHEDIR.TAG",
+    "modules",
+    "xet",
+    ".vllm-download.lock",
+)
+WEIGHTS_FOLDER = "hub"
+#: uv's, in its cache; the mark last, by which it is known.
+CACHE = ("*-v[0-9]*", ".git", ".gitignore", ".lock", "CACHEDIR.TAG")
+#: Installs packages for a play that may be gone: ended in the midst, they are left half installed.
+DRIVER_UNIT = "vllm-install-nvidia.service"
+
 #: Last: what says which instances there were.
 RECORDS = ("/var/lib/vllm/instances", "/etc/vllm/instances", "/etc/vllm/instances.json", "/etc/vllm/secrets")
 

@@ -32,7 +32,9 @@ attributes:
     support: full
 options:
   weights:
-    description: Whether the models of the hub in O(weights_dir) go as well, and the account with them.
+    description:
+      - Whether the models of the hub in O(weights_dir) go as well. Other files there stay, and so does all of a file system of its own, which other hosts
+        may use. Where nothing is left, the folder and the account go with them.
     type: bool
     default: false
   weights_dir:
@@ -49,7 +51,7 @@ options:
     type: bool
     default: false
   cache_dir:
-    description: The cache of uv, which is removed if it is one, and not where it is a file system of its own.
+    description: The cache of uv. What uv has put there is removed, but not where it is a file system of its own, which other hosts may use.
     type: path
     default: /var/cache/uv
   packages:
@@ -112,6 +114,7 @@ from ansible_collections.gpuops.vllm.plugins.module_utils import (
 ROOT = Path("/")
 #: What uv, as every tool that keeps to it, puts into a cache.
 CACHE_MARK = "CACHEDIR.TAG"
+OTHER_DISK = "a file system of its own, which other hosts may use"
 #: Held ones were named by whoever runs this.
 PURGE = ("--allow-change-held-packages", "purge")
 
@@ -132,6 +135,7 @@ class Uninstall:
         self.weights_dir = self.path(self.params["weights_dir"])
 
     def run(self) -> NoReturn:
+        self.refuse_half_a_driver()
         packages = self.packages_to_purge()
         self.refuse_weights_of_others()
         self.take_away(_uninstall.BOOT_LINKS)
@@ -241,6 +245,13 @@ class Uninstall:
 
     def simulate(self, names: list[str]) -> str:
         return self.command(*_apt.apt_get("--simulate", *PURGE, "--", *names))
+
+    def refuse_half_a_driver(self) -> None:
+        if _uninstall.DRIVER_UNIT in self.busy_units():
+            self.fail(
+                f"{_uninstall.DRIVER_UNIT} is installing a driver, which goes on where its run was cut off, and would be left half installed. Wait for its end "
+                f"(journalctl --follow --unit {_uninstall.DRIVER_UNIT}), and run the play again. Nothing was changed."
+            )
 
     def refuse_weights_of_others(self) -> None:
         if not self.params["weights"] or not self.weights_dir.exists():
@@ -394,11 +405,20 @@ class Uninstall:
         cache = self.path(self.params["cache_dir"])
         if (cache / CACHE_MARK).is_file():
             if os.path.ismount(cache):
-                self.kept.append(f"{self.params['cache_dir']}: a file system of its own, which other hosts may use")
+                self.kept.append(f"{self.params['cache_dir']}: {OTHER_DISK}")
             else:
-                self.remove(cache)
-        if self.weights_dir.is_dir() and (self.params["weights"] or not any(self.weights_dir.iterdir())):
-            self.remove(self.weights_dir)
+                self.take_away(f"{self.params['cache_dir']}/{name}" for name in _uninstall.CACHE)
+                self.remove_if_empty(cache)
+        if self.weights_dir.is_dir():
+            hub = self.weights_dir / _uninstall.WEIGHTS_FOLDER
+            if self.params["weights"] and not any(map(os.path.ismount, (self.weights_dir, hub))):
+                self.take_away(f"{self.params['weights_dir']}/{name}" for name in _uninstall.WEIGHTS)
+                self.remove_if_empty(hub)
+            self.remove_if_empty(self.weights_dir)
+
+    def remove_if_empty(self, folder: Path) -> None:
+        if folder.is_dir() and not folder.is_symlink() and not self.stays(folder):
+            self.remove(folder)
 
     def weights_stay(self) -> bool:
         return self.weights_dir.is_dir() and self.weights_dir not in self.gone
@@ -412,7 +432,12 @@ class Uninstall:
 
     def remove_account(self) -> None:
         if self.weights_stay():
-            self.kept.append(f"{self.params['weights_dir']}: the weights (vllm_uninstall_weights: true removes them)")
+            why = "the weights (vllm_uninstall_weights: true removes them)"
+            if self.params["weights"]:
+                others = ", ".join(self.stays(self.weights_dir))
+                mounts = (self.weights_dir, self.weights_dir / _uninstall.WEIGHTS_FOLDER)
+                why = OTHER_DISK if any(map(os.path.ismount, mounts)) else f"holds what is not of the hub ({others})"
+            self.kept.append(f"{self.params['weights_dir']}: {why}")
             if self.account_id() is not None:
                 self.kept.append(f"the account {_uninstall.ACCOUNT}: the weights are its own")
             return
@@ -444,6 +469,7 @@ class Uninstall:
 
     def purge(self, names: list[str]) -> None:
         if names and self.done(f"purged {', '.join(names)}", f"Debian packages: {', '.join(names)}"):
+            self.command(*_apt.COMPLETE)
             self.command(*_apt.apt_get(*PURGE, "--", *names))
 
     def tell_what_stays(self) -> None:

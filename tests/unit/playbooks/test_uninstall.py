@@ -33,44 +33,50 @@ def play(folder: Path, *options: str, **variables: Any) -> str:
     return " ".join((done.stdout + done.stderr).split())
 
 
+def reached(said: str) -> set[str]:
+    """The hosts that were connected to, which are not there."""
+    return set(re.findall(r"(gpu0\d) : ok=\d changed=0 unreachable=1", said))
+
+
 @pytest.mark.parametrize(
-    ("options", "unnamed"),
+    ("options", "named", "unknown"),
     [
-        ([], "3 hosts (gpu01, gpu02, gpu03), and vllm_uninstall is '', which does not name them."),
-        (
-            ["-e", "vllm_uninstall=yes"],
-            "3 hosts (gpu01, gpu02, gpu03), and vllm_uninstall is 'yes', which does not name them.",
-        ),
-        (
-            ["-e", "vllm_uninstall=gpu01,rack7"],
-            "1 host (gpu02), and vllm_uninstall is 'gpu01,rack7', which does not name it.",
-        ),
-        (["--limit", "localhost,gpu02"], "1 host (gpu02), and vllm_uninstall is '', which does not name it."),
+        ([], "", ""),
+        (["-e", "vllm_uninstall=yes"], "yes", "yes"),
+        (["-e", "vllm_uninstall=gpu01,rack8"], "gpu01,rack8", "rack8"),
+        (["-e", "vllm_uninstall=gpu01", "--limit", "localhost,gpu02"], "gpu01", ""),
+        (["--check", "-e", "vllm_uninstall=gpu1"], "gpu1", "gpu1"),
     ],
-    ids=["nothing said", "yes", "one is missing", "limit"],
+    ids=["nothing said", "yes", "no such group", "not of this run", "to look at"],
 )
-def test_no_host_is_touched_that_was_not_named(tmp_path: Path, options: list[str], unnamed: str) -> None:
+def test_no_host_is_touched_where_it_is_not_clear_which(
+    tmp_path: Path, options: list[str], named: str, unknown: str
+) -> None:
     said = play(tmp_path, *options)
-    assert f"away from {unnamed} No host was touched." in said
-    missing = unnamed.partition("(")[2].partition(")")[0].replace(", ", ",")
-    assert f"-e vllm_uninstall={missing}" in said
-    assert "UNREACHABLE" not in said
+    why = f", and there is no host or group {unknown}" if unknown else ""
+    assert f"vllm_uninstall is '{named}'{why}: needs the names of hosts of this run" in said
+    assert "No host was touched. See what would go by --check --diff" in said
+    assert reached(said) == set()
 
 
 def test_the_inventory_cannot_say_it(tmp_path: Path) -> None:
     """Or it would have been said once and for all."""
     said = play(tmp_path, vllm_uninstall="all")
-    assert "and vllm_uninstall is '', which does not name them." in said
-    assert "UNREACHABLE" not in said
+    assert "vllm_uninstall is '': needs the names of hosts of this run" in said
+    assert reached(said) == set()
 
 
 @pytest.mark.parametrize(
-    "options",
-    [["-e", "vllm_uninstall=gpu01,rack7", "--limit", "localhost,gpu01,gpu03"], ["--check"]],
-    ids=["named", "check"],
+    ("options", "hosts"),
+    [
+        (["-e", "vllm_uninstall=gpu01,rack7,"], {"gpu01", "gpu03"}),
+        (["-e", "vllm_uninstall=vllm_servers", "--limit", "localhost,gpu02"], {"gpu02"}),
+        (["--check"], {"gpu01", "gpu02", "gpu03"}),
+        (["--check", "-e", "vllm_uninstall=gpu02"], {"gpu02"}),
+    ],
+    ids=["named", "named and of this run", "check", "check of one"],
 )
-def test_who_was_named_or_only_looks_comes_to_the_hosts(tmp_path: Path, options: list[str]) -> None:
+def test_only_who_was_named_is_touched(tmp_path: Path, options: list[str], hosts: set[str]) -> None:
     said = play(tmp_path, *options)
     assert "No host was touched" not in said
-    reached = set(re.findall(r"(gpu0\d) : ok=1 changed=0 unreachable=1|(gpu0\d) : ok=0 changed=0 unreachable=1", said))
-    assert len(reached) == (3 if options == ["--check"] else 2), said
+    assert reached(said) == hosts

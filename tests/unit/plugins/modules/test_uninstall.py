@@ -172,6 +172,8 @@ class Host:
             self.groups.discard(words[0])
         elif name == "update-ca-certificates":
             (self.root / "etc/ssl/certs/vllm-acme.pem").unlink(missing_ok=True)
+        elif name == "dpkg":
+            assert words[-2:] == ["--configure", "-a"]
         elif name == "dpkg-query":
             return 0, "".join(f"installed {one}\n" for one in words[3:] if one in self.installed), ""
         elif name == "apt-get":
@@ -412,6 +414,40 @@ def test_weights_stay_and_with_them_their_account(host: Host) -> None:
     assert "var/lib/vllm" not in host.folders()
 
 
+def test_of_the_weights_only_what_is_of_the_hub_goes(host: Host) -> None:
+    mine = {"var/lib/vllm/weights/tuned/model.safetensors": "", "var/lib/vllm/weights/hub/notes": ""}
+    host.make(WEIGHTS | mine)
+    host.params["weights"] = True
+    result = host.once()
+    assert host.files() == set(OTHERS) | set(mine)
+    assert result["kept"][:2] == [
+        "/var/lib/vllm/weights: holds what is not of the hub (hub, tuned)",
+        "the account vllm: the weights are its own",
+    ]
+    assert host.once()["changed"] is False
+
+
+@pytest.mark.parametrize("place", ["/var/lib/vllm/weights", "/var/lib/vllm/weights/hub"])
+def test_weights_on_a_file_system_of_its_own_stay(host: Host, monkeypatch: pytest.MonkeyPatch, place: str) -> None:
+    """Other hosts may serve them."""
+    host.make(WEIGHTS)
+    host.params["weights"] = True
+    monkeypatch.setattr("os.path.ismount", lambda path: str(path).endswith(place))
+    result = host.once()
+    assert host.files() == set(OTHERS) | set(WEIGHTS)
+    assert result["kept"][0] == "/var/lib/vllm/weights: a file system of its own, which other hosts may use"
+
+
+def test_a_driver_that_is_being_installed_is_not_cut_off(host: Host) -> None:
+    host.running.append("vllm-install-nvidia.service")
+    before = host.files()
+    result = host.once()
+    assert result["failed"] is True
+    assert "Wait for its end (journalctl --follow --unit vllm-install-nvidia.service)" in result["msg"]
+    assert host.files() == before
+    assert not any("stop" in one for one in host.ran)
+
+
 def test_an_empty_folder_of_weights_holds_nobody(host: Host) -> None:
     (host.root / "var/lib/vllm/weights").mkdir(parents=True)
     host.once()
@@ -499,6 +535,12 @@ def test_a_cache_that_is_none_stays(host: Host) -> None:
     host.params["cache_dir"] = "/srv/cache"
     host.once()
     assert "srv/cache/data" in host.files()
+
+
+def test_what_others_have_in_the_cache_stays(host: Host) -> None:
+    host.make({"var/cache/uv/mine/data": ""})
+    host.once()
+    assert host.files() == {*OTHERS, "var/cache/uv/mine/data"}
 
 
 def test_a_cache_on_a_file_system_of_its_own_stays(host: Host, monkeypatch: pytest.MonkeyPatch) -> None:
