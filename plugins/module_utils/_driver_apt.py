@@ -80,6 +80,17 @@ def names_address(text: str, address: str) -> bool:
     return any(word.rstrip("/") == wanted for line in lines for word in line.split())
 
 
+def trusts_blindly(text: str, address: str) -> bool:
+    """Return whether a file of sources has an entry of this address whose signature APT would not look at."""
+    wanted = address.rstrip("/")
+    entries = re.split(r"\n\s*\n", "\n".join(line for line in text.splitlines() if not line.lstrip().startswith("#")))
+    lines = [
+        line for entry in entries for line in ([entry] if re.search(r"(?im)^types:", entry) else entry.splitlines())
+    ]
+    blind = re.compile(r"(?im)^trusted:\s*(?:yes|true|1|on)\b|\[[^]]*\btrusted=(?:yes|true|1|on)\b")
+    return any(names_address(one, wanted) and bool(blind.search(one)) for one in lines)
+
+
 # --- which version ----------------------------------------------------------------------------------------------
 
 

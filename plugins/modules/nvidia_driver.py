@@ -313,7 +313,7 @@ class Driver:
         self.exit(decision, reboot=reboot, comes=loads or bool(reboot))
 
     def prove(self) -> NoReturn:
-        if self.host.loaded and not self.host.uvm:
+        if self.host.loaded and not self.host.uvm and not self.module.check_mode:
             # As vllm-nvidia-nodes.service does at boot.
             self.run("nvidia-modprobe", "-c", "0", "-u")
             self.host = self.look()
@@ -441,11 +441,13 @@ class Driver:
             for path in ([place] if place.is_file() else place.glob("*"))
             if path != SOURCE
         ]
-        if any(
-            _driver_apt.names_address(_files.read_text(path) or "", address)
-            for path in others
-            if path.suffix in (".list", ".sources")
-        ):
+        entries = {path: _files.read_text(path) or "" for path in others if path.suffix in (".list", ".sources")}
+        for path, text in entries.items():
+            if _driver_apt.trusts_blindly(text, address):
+                raise LookupError(
+                    f"{path} has an entry of {address} that APT trusts without a signature: remove it, or its trusted=yes, or name another mirror"
+                )
+        if any(_driver_apt.names_address(text, address) for text in entries.values()):
             return {}
         return {KEY: self.key(address, system), SOURCE: _driver_apt.source_text(address, str(KEY))}
 

@@ -263,6 +263,25 @@ def test_a_repository_that_the_host_has_already(text: str, there: bool) -> None:
 
 
 @pytest.mark.parametrize(
+    ("text", "blindly"),
+    [
+        ("deb [trusted=yes] https://h/repos/debian12/x86_64/ /\n", True),
+        ("deb [arch=amd64 trusted=yes signed-by=/x] https://h/repos/debian12/x86_64 /\n", True),
+        ("Types: deb\nURIs: https://h/repos/debian12/x86_64/\nSuites: /\nTrusted: yes\n", True),
+        ("# deb [trusted=yes] https://h/repos/debian12/x86_64/ /\n", False),
+        ("deb [signed-by=/x] https://h/repos/debian12/x86_64/ /\ndeb [trusted=yes] https://other/ /\n", False),
+        (
+            "Types: deb\nURIs: https://h/repos/debian12/x86_64/\nSuites: /\n\nTypes: deb\nURIs: https://other/\nTrusted: yes\n",
+            False,
+        ),
+        ("deb [trusted=no] https://h/repos/debian12/x86_64/ /\n", False),
+    ],
+)
+def test_an_entry_that_no_signature_vouches_for(text: str, blindly: bool) -> None:
+    assert _driver_apt.trusts_blindly(text, "https://h/repos/debian12/x86_64/") is blindly
+
+
+@pytest.mark.parametrize(
     "address", ["https://mirror.example.com/nvidia", "http://10.0.0.5:3142/cuda/repos", "file:/srv/nvidia"]
 )
 def test_addresses_that_will_do(address: str) -> None:

@@ -331,6 +331,13 @@ def test_an_entry_of_that_address_is_not_doubled(host: Host) -> None:
     assert host.files() == {"PIN", "UPGRADES", "NEEDRESTART", "MODPROBE"}
 
 
+def test_an_entry_without_a_signature_is_not_installed_from(host: Host) -> None:
+    address = f"{host.params['repository']}/debian12/x86_64/"
+    host.put("sources.list.d/mirror.list", f"deb [trusted=yes] {address} /\n")
+    assert "that APT trusts without a signature: remove it, or its trusted=yes" in refused(host)
+    assert host.files() == set()
+
+
 # --- a driver that is there ------------------------------------------------------------------------------------
 
 
@@ -414,6 +421,14 @@ def test_a_module_that_is_not_loaded_is_loaded(host: Host) -> None:
     assert (done["reboot"], done["comes"]) == ([], True)
     assert "loaded the kernel module" in done["actions"]
     assert "failed" not in host.call("prove")
+
+
+def test_check_mode_loads_no_module(host: Host) -> None:
+    host.install(loaded="580.126.20")
+    (host.root / "sys/module/nvidia_uvm/coresize").unlink(missing_ok=True)
+    host.check_mode = True
+    host.call("prove")
+    assert host.said == []
 
 
 def test_a_module_that_cannot_be_loaded_wants_a_reboot(host: Host) -> None:
