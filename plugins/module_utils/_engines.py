@@ -35,8 +35,9 @@ class Change:
         return {self.before: self.after, self.after: self.before}.get(name, "")
 
     def undone_by(self, current: str, wanted: str) -> bool:
-        """Whether a run that wants this engine would take the host along a held change, in either direction."""
-        return self.held and self.other(current) == wanted
+        """Whether a run that wants this engine would take the host off a held change: along it in either direction, or to any other version."""
+        other = self.other(current)
+        return self.held and bool(other) and (wanted == other or version_of(wanted) != version_of(current))
 
 
 @dataclass(frozen=True)

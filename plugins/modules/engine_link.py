@@ -13,8 +13,9 @@ description:
     instance keeps the engine that it was started with until M(gpuops.vllm.instances) restarts it.
   - The last change is kept in C(last-change.json) beside the link, so that O(way) finds the way back. Going back and forth leaves it as it is. So the
     same call again changes nothing, whatever a run that was cut off has left undone.
-  - A change that was made with O(hold) or O(way) is one that the inventory may not say. A run without them that would undo it is refused, since it would
-    restart every instance at once. Once a run wants what is there, the inventory says so too, and the change is held no longer.
+  - A change that was made with O(hold) or O(way) is one that the inventory may not say. A run without them that would undo it, or that wants any other
+    version, is refused, since it would restart every instance at once. Once a run wants the version that is there, the inventory says so too, and the
+    change is held no longer.
 author:
   - The gpuops.vllm authors (@gpuops)
 extends_documentation_fragment: [gpuops.vllm.claim]
@@ -180,7 +181,7 @@ class Engines:
         if self.change and not self.module.params["hold"] and self.change.undone_by(self.current, name):
             self.module.fail_json(
                 msg=f"vLLM {_engines.version_of(self.current)} ({self.current}) was chosen for this host by an upgrade or a rollback, and this run would take "
-                f"it to {_engines.version_of(name)} ({name}) again, on all hosts at once. Set vllm_version: {_engines.version_of(self.current)} in the "
+                f"it to {_engines.version_of(name)} ({name}), on all hosts at once. Set vllm_version: {_engines.version_of(self.current)} in the "
                 "inventory; or, if the other version is wanted after all, run upgrade.yml, which goes host by host. Nothing was changed."
             )
         return str(name)

@@ -430,7 +430,11 @@ class Converge:
         """What there is not yet of the weights that an instance is to start with, and what brings it; "" where all is there."""
         model, path, form = entry["model"], entry["path"], _weights.form_of(entry["engine_args"])
         hub = bool(entry.get("commit"))
-        way = "Run with --tags weights,service." if hub else "Put the model there, or correct vllm_models[].model."
+        way = (
+            "Run site.yml with --tags weights,service."
+            if hub
+            else "Put the model there, or correct vllm_models[].model."
+        )
         if not is_folder(path):
             return f"is to serve {model}: {path} is not on this host. {way}"
         # Where there is no hub to verify it by, the plan calls present what it finds nothing wrong with.

@@ -156,4 +156,4 @@ def test_what_nothing_needs_is_gone_and_the_way_back_stays(host: Any) -> None:
     there = {version_of(name) for name in host.check_output("ls /opt/vllm").split() if name[0].isdigit()}
     assert there == {OLD, LARGE}
     told = json.loads(host.file("/opt/vllm/last-change.json").content_string)
-    assert (version_of(told["before"]), version_of(told["after"]), told["held"]) == (OLD, LARGE, False)
+    assert (version_of(told["before"]), version_of(told["after"]), told["held"]) == (OLD, LARGE, True)

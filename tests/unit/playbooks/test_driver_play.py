@@ -15,6 +15,7 @@ import yaml
 REPO = Path(__file__).resolve().parents[3]
 SITE: list[dict[str, Any]] = yaml.safe_load((REPO / "playbooks/site.yml").read_text())
 (DRIVER,) = (play for play in SITE if play.get("name") == "See to the driver")
+(INSTALL,) = (task for task in DRIVER["tasks"] if "ansible.builtin.import_role" in task and "vars" not in task)
 #: What the preflight says of a host: without a GPU, with a driver that stays, and with one that comes.
 FOUND = {
     "cpu": {"action": "none", "pending": False, "comes": False},
@@ -27,7 +28,7 @@ def said(tmp_path: Path, *options: str) -> dict[str, dict[str, Any]]:
     """For each host what the plan is told, and what the driver's play would do."""
     asked = {
         "comes": "{{ vllm_plan_driver_comes }}",
-        "runs": DRIVER["tasks"][0]["when"].join(("{{ ", " }}")),
+        "runs": INSTALL["when"].join(("{{ ", " }}")),
     }
     task = {
         "ansible.builtin.copy": {

@@ -17,6 +17,7 @@ PLAYS = ("Serve the models", "Get the certificate")
 NAMES = REPO / "playbooks/tasks/names.yml"
 KEYWORDS = ("hosts", "serial", "max_fail_percentage", "any_errors_fatal", "vars", "vars_files")
 ROLE = "ansible.builtin.import_role"
+TASKS = "ansible.builtin.import_tasks"
 ASSIGNED = "/etc/vllm/instances.json"
 #: Writes down which role has which host with which batch, and the port that the proxy is given; fails as `gpuops.vllm.instances` does.
 STAND_IN = """
@@ -31,6 +32,8 @@ if failure:
     module.fail_json(**failure)
 module.exit_json()
 """
+#: An address of documentation, where nobody is.
+NOBODY = {"ansible_connection": "ssh", "ansible_host": "192.0.2.1", "ansible_ssh_common_args": "-o ConnectTimeout=1"}
 #: What the module says of an instance that went back, and of one whose weights are not there.
 WENT_BACK = {"msg": "demo-0 does not start", "verdicts": {"demo-0": "failed", "more-0": "serving", "more-1": "held"}}
 REFUSED = {"msg": "demo-0 is to serve org/model", "verdicts": {"demo-0": "outdated", "more-0": "failed"}}
@@ -52,6 +55,8 @@ def standing_in(task: dict[str, Any], folder: Path) -> dict[str, Any]:
             "done": str(folder / "done"),
             "failures": "{{ failures | default({}) }}",
         }
+    elif TASKS in task:
+        task[TASKS] = str(REPO / "playbooks" / task[TASKS])
     elif "ansible.builtin.slurp" in task:
         assert task["ansible.builtin.slurp"] == {"src": ASSIGNED}
         task["ansible.builtin.slurp"] = {"src": str(folder / "instances.json")}
@@ -59,9 +64,9 @@ def standing_in(task: dict[str, Any], folder: Path) -> dict[str, Any]:
 
 
 def site(
-    folder: Path, *options: str, bad: dict[str, dict[str, Any]] | None = None, **inventory: Any
+    folder: Path, *options: str, bad: dict[str, dict[str, Any]] | None = None, lost: str = "", **inventory: Any
 ) -> tuple[list[str], str]:
-    """Run the plays that check, serve and get the certificate, where roles fail on the hosts of ``bad`` (results by role).
+    """Run the plays that check, serve and get the certificate, where roles fail on the hosts of ``bad`` (results by role), and ``lost`` is away.
 
     Returns what was done in its order, with each host's batch and the ports of its proxy, and what was said where the run failed.
     """
@@ -80,7 +85,9 @@ def site(
     (folder / "library/stand_in.py").write_text(STAND_IN)
     (folder / "instances.json").write_text(json.dumps({"version": 1, "instances": [{"port": 8000}]}))
     local = {"ansible_connection": "local", "ansible_python_interpreter": sys.executable}
-    hosts = {name: {**local, "failures": (bad or {}).get(name, {})} for name in HOSTS}
+    hosts = {
+        name: {**local, "failures": (bad or {}).get(name, {}), **(NOBODY if name == lost else {})} for name in HOSTS
+    }
     group = {"hosts": hosts, "vars": {"vllm_plan_instances": [{"port": 9000}], **inventory}}
     (folder / "hosts.json").write_text(json.dumps({"vllm_servers": group}))
     (folder / "done").write_text("")
@@ -127,6 +134,19 @@ def test_two_by_two_a_bad_setting_stops_after_the_batch_and_its_proxies(tmp_path
         "nginx gpu01: gpu01 gpu02 9000",
         "nginx gpu02: gpu01 gpu02 8000",
     }
+
+
+def test_a_host_that_is_lost_stops_the_batches_after_it(tmp_path: Path) -> None:
+    """Ansible by itself counts only those that fail."""
+    done, said = site(tmp_path, "-e", json.dumps({"vllm_serial": [2, "100%"]}), lost="gpu01")
+    assert "gpu01 cannot be reached any more" in said
+    assert not any("gpu03" in line for line in done)
+
+
+def test_all_at_once_a_host_that_is_lost_keeps_none_from_its_certificate(tmp_path: Path) -> None:
+    done, said = site(tmp_path, lost="gpu01")
+    assert "cannot be reached any more" not in said
+    assert {line.split()[1] for line in done if line.startswith("certbot")} == {"gpu02:", "gpu03:"}
 
 
 def test_a_proxy_that_fails_stops_the_batches_after_it(tmp_path: Path) -> None:

@@ -19,7 +19,7 @@ ROLE = "ansible.builtin.import_role"
 TASKS = "ansible.builtin.import_tasks"
 #: Modules of the plays themselves, which have stand-ins as well.
 MODULES = ("gpuops.vllm.claim", "gpuops.vllm.engine_link", "gpuops.vllm.verify_endpoint")
-#: Writes down HOST|WHAT|BATCH, and after a plus what it is told to have beside the plan; fails where the inventory says so, the first time. An action, since it runs in the play's own process.
+#: Writes down HOST|WHAT|BATCH, and after a plus what it is told to have beside the plan; fails where the inventory says so, the first time or the one that it says. An action, since it runs in the play's own process.
 STAND_IN = """
 from ansible.plugins.action import ActionBase
 
@@ -34,14 +34,15 @@ class ActionModule(ActionBase):
         with open(args["done"], "a+") as file:
             file.write(line + " ".join(args["batch"]) + chr(10))
             file.seek(0)
-            first = sum(one.startswith(line) for one in file) == 1
+            time = sum(one.split("|")[:2] == line.split("|")[:2] for one in file)
         failure = (args["failures"] or {}).get(args["what"] + beside)
         if failure == "lost":
             return {"unreachable": True, "msg": "no route to host"}
-        if failure and first:
-            return {"failed": True, **(failure if isinstance(failure, dict) else {"msg": failure})}
+        failure = failure if isinstance(failure, dict) else {"msg": failure}
+        if failure["msg"] and time == failure.get("time", 1):
+            return {"failed": True, **failure}
         name, other = ("old", "new") if args["what"] == "engine_link back" else ("new", "old")
-        return {"name": name, "other": other, "version": "0.31.0", "id": "x", "held": True, "behind": [], **args["answers"]}
+        return {"name": name, "other": other, "before": other, "version": "0.31.0", "id": "x", "held": True, "behind": [], **args["answers"]}
 """
 
 
@@ -110,8 +111,9 @@ def run(
         name: {**local, "failures": (bad or {}).get(name, {}), "answers": (answers or {}).get(name, {})}
         for name in HOSTS
     }
-    plan: dict[str, Any] = {"vllm_plan_instances": [], "vllm_plan_surge": []}
-    variables = {**plan, "vllm_engine_found": {"before": "old"}, **inventory}
+    plan: dict[str, Any] = {"vllm_plan_instances": [], "vllm_plan_surge": [], "vllm_plan_weights": []}
+    plan |= {"vllm_engine_found": {"before": "old", "name": "new"}, "vllm_api_keys": [{"name": "a", "key": "k"}]}
+    variables = {**plan, **inventory}
     (folder / "hosts.json").write_text(json.dumps({"vllm_servers": {"hosts": hosts, "vars": variables}}))
     done.write_text("")
     ended = subprocess.run(
@@ -131,6 +133,8 @@ def batches(what: str, done: list[str]) -> list[str]:
     return list(dict.fromkeys(batch for _name, one, batch in (line.split("|") for line in done) if one == what))
 
 
+#: Before any host is changed: the endpoint is asked, and the engine built.
+FIRST = ["verify_endpoint", "engine install"]
 MOVE = ["claim", "launcher", "engine activate", "service", "nginx configure", "verify_endpoint"]
 BACK = ["claim", "engine_link back", "service", "nginx configure", "verify_endpoint"]
 
@@ -138,11 +142,11 @@ BACK = ["claim", "engine_link back", "service", "nginx configure", "verify_endpo
 def test_all_hosts_have_the_engine_before_the_first_one_moves_alone(tmp_path: Path) -> None:
     done, said, status = run("upgrade", tmp_path)
     assert status == 0, said
-    assert {line.split("|")[1] for line in done[: len(HOSTS)]} == {"engine install"}
+    assert [line.split("|")[1] for line in done[: 2 * len(HOSTS)]] == [one for one in FIRST for _host in HOSTS]
     # A quarter of three is one.
     assert batches("engine activate", done) == list(HOSTS)
     for host in HOSTS:
-        assert of(host, done) == ["engine install", *MOVE]
+        assert of(host, done) == [*FIRST, *MOVE]
     assert "Set vllm_version: 0.32.0 in the inventory" in said
 
 
@@ -157,19 +161,20 @@ def test_a_batch_goes_to_its_end_where_one_of_it_fails(tmp_path: Path) -> None:
     done, said, status = run("upgrade", tmp_path, *options, bad={"gpu01": {"service": "what the engine said"}})
     assert status != 0, said
     assert of("gpu01", done)[-3:] == ["engine_link back", "service", "nginx configure"]
-    assert of("gpu02", done) == ["engine install", *MOVE]
-    assert of("gpu03", done) == ["engine install"]
+    assert of("gpu02", done) == [*FIRST, *MOVE]
+    assert of("gpu03", done) == FIRST
 
 
 @pytest.mark.parametrize("failing", ["service", "nginx configure", "verify_endpoint"])
 def test_a_host_that_fails_goes_back_and_no_further_one_is_touched(tmp_path: Path, failing: str) -> None:
-    done, said, status = run("upgrade", tmp_path, bad={"gpu02": {failing: "what the engine said"}})
+    failure = {"msg": "what the engine said", "time": 2 if failing in FIRST else 1}
+    done, said, status = run("upgrade", tmp_path, bad={"gpu02": {failing: failure}})
     assert status != 0
-    assert of("gpu01", done) == ["engine install", *MOVE]
+    assert of("gpu01", done) == [*FIRST, *MOVE]
     *there, link, service, proxy = of("gpu02", done)
-    assert there == ["engine install", *MOVE[: MOVE.index(failing) + 1]]
+    assert there == [*FIRST, *MOVE[: MOVE.index(failing) + 1]]
     assert [link, service, proxy] == ["engine_link back", "service", "nginx configure"]
-    assert of("gpu03", done) == ["engine install"]
+    assert of("gpu03", done) == FIRST
     assert "what the engine said gpu02 serves with old again. No host after its batch was touched." in said
 
 
@@ -197,7 +202,7 @@ def test_check_mode_does_not_say_what_would_be(tmp_path: Path, playbook: str) ->
 def test_where_the_link_was_not_moved_it_is_not_moved_back(tmp_path: Path) -> None:
     done, said, status = run("upgrade", tmp_path, bad={"gpu01": {"engine activate": "another run has taken this host"}})
     assert status != 0
-    assert of("gpu01", done) == ["engine install", "claim", "launcher", "engine activate"]
+    assert of("gpu01", done) == [*FIRST, "claim", "launcher", "engine activate"]
     assert "another run has taken this host" in said
     assert "serves with" not in said
 
@@ -205,7 +210,7 @@ def test_where_the_link_was_not_moved_it_is_not_moved_back(tmp_path: Path) -> No
 def test_an_engine_that_cannot_be_built_moves_no_host(tmp_path: Path) -> None:
     done, said, status = run("upgrade", tmp_path, bad={"gpu03": {"engine install": "hash mismatch"}})
     assert status != 0 and "hash mismatch" in said
-    assert {line.split("|")[1] for line in done} == {"engine install"}
+    assert {line.split("|")[1] for line in done} == {*FIRST}
 
 
 @pytest.mark.parametrize(
@@ -249,7 +254,7 @@ def test_a_surge_serves_beside_the_old_engine_and_is_gone_before_the_endpoint_is
     done, said, status = run("upgrade", tmp_path, answers=all_behind("a-0", "b-0"), **SURGE)
     assert status == 0, said
     for host in HOSTS:
-        assert of(host, done) == ["engine install", *AT, *BESIDE, *AFTER]
+        assert of(host, done) == [*FIRST, *AT, *BESIDE, *AFTER]
         assert f"{host}: nothing can start beside b, since that takes free GPUs of the same kind" in said
 
 
@@ -273,7 +278,7 @@ def test_where_there_is_nothing_to_surge_for_it_is_as_without(
     done, said, status = run("upgrade", tmp_path, answers=answers, **{**SURGE, **changes})
     assert status == 0, said
     for host in HOSTS:
-        assert of(host, done) == ["engine install", *MOVE]
+        assert of(host, done) == [*FIRST, *MOVE]
     if changes.get("vllm_upgrade_strategy") == "drain":
         assert "nothing can start beside" not in said
 
@@ -293,15 +298,15 @@ def test_a_surge_that_fails_is_taken_away_and_no_further_host_touched(tmp_path: 
     assert status != 0
     there = [*AT, *BESIDE[: BESIDE.index(failing) + 1]]
     # The service is told of the plan's instances alone, even where the proxy fails again.
-    assert of("gpu02", done) == ["engine install", *there, "engine_link back", "service", "nginx configure"]
-    assert of("gpu03", done) == ["engine install"]
+    assert of("gpu02", done) == [*FIRST, *there, "engine_link back", "service", "nginx configure"]
+    assert of("gpu03", done) == FIRST
     assert "what the engine said gpu02 serves with old again. No host after its batch was touched." in said
 
 
 def test_a_surge_is_told_by_a_dry_run_as_well(tmp_path: Path) -> None:
     done, said, status = run("upgrade", tmp_path, "--check", answers=all_behind("a-0"), **SURGE)
     assert status == 0, said
-    assert of("gpu01", done) == ["engine install", *AT, *BESIDE, *AFTER]
+    assert of("gpu01", done) == [*FIRST, *AT, *BESIDE, *AFTER]
 
 
 def test_a_rollback_goes_host_by_host_as_well(tmp_path: Path) -> None:
@@ -330,7 +335,10 @@ NOTHING = {"msg": "There is no engine to go back to", "held": False}
 def test_of_an_upgrade_that_stopped_half_way_only_the_hosts_that_it_came_to_go_back(tmp_path: Path) -> None:
     """The others would go back by the upgrade before it, or cannot go back at all."""
     done, said, status = run(
-        "rollback", tmp_path, bad={"gpu03": {"engine_link back": NOTHING}}, answers={"gpu02": {"held": False}}
+        "rollback",
+        tmp_path,
+        bad={"gpu03": {"engine_link back": NOTHING}},
+        answers={"gpu02": {"held": False, "name": "older", "other": "old", "before": "old"}},
     )
     assert status == 0, said
     assert batches("claim", done) == ["gpu01"]
@@ -361,6 +369,89 @@ def test_a_rollback_that_could_restart_nothing_is_refused(tmp_path: Path) -> Non
     done, said, status = run("rollback", tmp_path, vllm_service_allow_restart="false")
     assert (done, status != 0) == ([], True)
     assert "vllm_service_allow_restart is false" in said
+
+
+def test_what_does_not_answer_already_is_not_upgraded(tmp_path: Path) -> None:
+    """Afterwards it would be taken for the new engine's fault, and the host go back."""
+    bad = {"gpu02": {"verify_endpoint": "There is no key to ask with."}}
+    done, said, status = run("upgrade", tmp_path, bad=bad)
+    assert status != 0 and {line.split("|")[1] for line in done} == {"verify_endpoint"}
+    assert "There is no key to ask with. That is so before the upgrade" in said
+    (tmp_path / "again").mkdir()
+    done, said, status = run("upgrade", tmp_path / "again", "--skip-tags", "verify", bad=bad)
+    assert status == 0, said
+    assert not any("verify_endpoint" in line for line in done)
+
+
+def test_a_host_that_a_run_has_left_on_its_way_is_not_asked_before(tmp_path: Path) -> None:
+    done, said, status = run("upgrade", tmp_path, vllm_engine_found={"before": "new", "name": "new"})
+    assert status == 0, said
+    assert of("gpu01", done) == ["engine install", *MOVE]
+
+
+def test_weights_that_are_not_there_are_told_before_anything(tmp_path: Path) -> None:
+    weights = [{"model": "org/new", "present": False}, {"model": "org/old", "present": True}]
+    done, said, status = run("upgrade", tmp_path, vllm_plan_weights=weights)
+    assert (done, status != 0) == ([], True)
+    assert "gpu01 has not all weights of org/new, and upgrade.yml downloads none. Run site.yml first." in said
+
+
+@pytest.mark.parametrize(
+    ("playbook", "answers"),
+    [
+        ("upgrade", {"before": "new"}),
+        ("rollback", {"before": "old"}),
+    ],
+)
+def test_a_host_that_had_the_engine_already_keeps_it_whatever_fails(
+    tmp_path: Path, playbook: str, answers: dict[str, Any]
+) -> None:
+    """Its last change was another run's, perhaps weeks ago."""
+    bad = {"gpu01": {"service": "what the engine said"}}
+    done, said, status = run(playbook, tmp_path, bad=bad, answers={"gpu01": answers})
+    assert status != 0 and "what the engine said" in said
+    assert of("gpu01", done)[-1] == "service"
+    assert "serves with" not in said
+
+
+def test_one_that_was_cut_off_goes_back_all_the_same(tmp_path: Path) -> None:
+    bad = {"gpu01": {"service": "what the engine said"}}
+    answers = {"gpu01": {"before": "new", "behind": ["a-0"]}}
+    done, said, status = run("upgrade", tmp_path, bad=bad, answers=answers)
+    assert status != 0
+    assert of("gpu01", done)[-3:] == ["engine_link back", "service", "nginx configure"]
+    assert "gpu01 serves with old again." in said
+
+
+def test_of_some_hosts_it_is_not_said_that_the_inventory_may_change_for_all(tmp_path: Path) -> None:
+    _done, said, status = run("upgrade", tmp_path, "--limit", "gpu01,gpu03")
+    assert status == 0, said
+    assert "gpu01, gpu03: serves with vLLM 0.32.0. Not upgraded: gpu02. Upgrade them as well before" in said
+
+
+def test_a_rollback_that_is_not_answered_does_not_go_forth_again(tmp_path: Path) -> None:
+    done, said, status = run("rollback", tmp_path, bad={"gpu01": {"verify_endpoint": "no route"}})
+    assert status != 0 and "no route" in said
+    assert not any("forth" in line for line in done)
+    assert batches("claim", done) == ["gpu01"]
+
+
+def test_a_rollback_without_a_key_to_ask_with_is_refused(tmp_path: Path) -> None:
+    keys = [{"name": "a", "key_sha256": "0" * 64}, {"name": "b", "key": "k", "expires": "2027-01-01"}]
+    done, said, status = run("rollback", tmp_path, vllm_api_keys=keys)
+    assert status != 0 and batches("claim", done) == []
+    assert "needs vllm_verify_api_key" in said
+    (tmp_path / "again").mkdir()
+    _done, said, status = run("rollback", tmp_path / "again", "--skip-tags", "verify", vllm_api_keys=keys)
+    assert status == 0, said
+
+
+def test_a_host_that_knows_of_the_change_without_holding_it_goes_back_as_well(tmp_path: Path) -> None:
+    """site.yml has run on it since, with the new version in the inventory."""
+    answers = {"gpu02": {"held": False}, "gpu03": {"held": False, "before": "newer"}}
+    done, said, status = run("rollback", tmp_path, answers=answers)
+    assert status == 0, said
+    assert batches("claim", done) == ["gpu01", "gpu02"]
 
 
 def test_a_rollback_takes_no_version(tmp_path: Path) -> None:

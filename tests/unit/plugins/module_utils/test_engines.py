@@ -83,7 +83,10 @@ def test_an_environment_that_a_record_names(text: str, found: set[str]) -> None:
         (Change(OLD, NEW, held=True), NEW, OLD, True),
         (Change(OLD, NEW, held=True), OLD, NEW, True),
         (Change(OLD, NEW, held=True), NEW, NEW, False),
-        (Change(OLD, NEW, held=True), NEW, THIRD, False),
+        (Change(OLD, NEW, held=True), NEW, THIRD, True),
+        # The same version by another lock, as a newer collection may have it.
+        (Change(OLD, NEW, held=True), NEW, f"{version_of(NEW)}-cpu-ffffffff", False),
+        (Change(OLD, NEW, held=True), NEW, f"{version_of(OLD)}-cpu-ffffffff", True),
         (Change(OLD, NEW, held=True), THIRD, OLD, False),
         (Change(OLD, NEW), NEW, OLD, False),
     ],

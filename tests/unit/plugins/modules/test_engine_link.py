@@ -183,10 +183,20 @@ def test_what_upgrade_or_rollback_chose_no_other_run_takes_back(host: Host) -> N
     assert host.refused(name=OLD, check=True) == message
     host.ok(way="back")
     assert "Set vllm_version: 0.31.0 in the inventory" in host.refused(name=NEW)
-    # Another upgrade may, and so may a run to a third one.
+    # Another upgrade may, also to a third one, which a run without hold may not.
     host.ok(name=NEW, hold=True)
     host.build(THIRD, 3.0)
-    assert host.ok(name=THIRD)["before"] == NEW
+    assert "would take it to 0.33.0" in host.refused(name=THIRD)
+    assert host.ok(name=THIRD, hold=True)["before"] == NEW
+
+
+def test_an_inventory_that_says_the_version_may_have_another_build_of_it(host: Host) -> None:
+    """As with a newer collection, whose lock is another one."""
+    host.ok(name=NEW, hold=True)
+    other = f"{NEW.rpartition('-')[0]}-ffffffff"
+    host.build(other, 3.0)
+    assert host.ok(name=other)["changed"] is True
+    assert host.ok(name=OLD)["changed"] is True
 
 
 def test_once_the_inventory_agrees_it_decides_again(host: Host) -> None:

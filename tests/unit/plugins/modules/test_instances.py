@@ -290,7 +290,7 @@ def test_no_instance_starts_with_a_download_that_has_not_ended(host: FakeHost, s
     assert (refused.get("failed"), refused["changed"], host.calls, host.serving("a-0")) == (True, False, [], before)
     stamp = snapshot.parents[1] / f"verified/{COMMIT}-mistral.json"
     assert refused["msg"] == (
-        f"a-0 is to serve org/m, whose download has not ended: {stamp} is not there, or what it lists is not. Run with --tags weights,service.\n"
+        f"a-0 is to serve org/m, whose download has not ended: {stamp} is not there, or what it lists is not. Run site.yml with --tags weights,service.\n"
         "Nothing was changed."
     )
     assert host.play(**of_hub(snapshot), check=True).get("failed") is None
@@ -310,7 +310,7 @@ def test_where_there_is_no_hub_the_plan_says_what_is_there(host: FakeHost, snaps
 def test_a_commit_that_is_not_there_is_to_be_downloaded(host: FakeHost) -> None:
     refused = host.play(**of_hub(Path("/weights/missing")))
     assert (
-        "a-0 is to serve org/m: /weights/missing is not on this host. Run with --tags weights,service."
+        "a-0 is to serve org/m: /weights/missing is not on this host. Run site.yml with --tags weights,service."
         in refused["msg"]
     )
 
