@@ -448,7 +448,7 @@ def test_a_rollback_without_a_key_to_ask_with_is_refused(tmp_path: Path) -> None
 
 def test_a_host_that_knows_of_the_change_without_holding_it_goes_back_as_well(tmp_path: Path) -> None:
     """site.yml has run on it since, with the new version in the inventory."""
-    answers = {"gpu02": {"held": False}, "gpu03": {"held": False, "before": "newer"}}
+    answers: dict[str, dict[str, Any]] = {"gpu02": {"held": False}, "gpu03": {"held": False, "before": "newer"}}
     done, said, status = run("rollback", tmp_path, answers=answers)
     assert status == 0, said
     assert batches("claim", done) == ["gpu01", "gpu02"]
