@@ -5,6 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
+import jinja2
 import pytest
 import yaml
 
@@ -61,3 +62,22 @@ def test_each_play_that_installs_packages_knows_of_the_bundle(playbook: str, pla
         # What is sent is of the manifest that was checked.
         for module in ("packages", "bundle_files"):
             assert "vllm_bundle_checked" in defaults[f"gpuops.vllm.{module}"]["bundle_sha256"], play["name"]
+
+
+@pytest.mark.parametrize("playbook", ["site", "upgrade"])
+@pytest.mark.parametrize(
+    ("variables", "sha256"),
+    [
+        ({"vllm_bundle_checked": {"sha256": "found"}, "vllm_bundle_sha256": "found"}, "found"),
+        ({"vllm_bundle_checked": {"sha256": "found"}}, "found"),
+        # The checks were skipped: what was given still counts.
+        ({"vllm_bundle_sha256": "given"}, "given"),
+        ({}, ""),
+    ],
+)
+def test_a_hash_that_was_given_counts_where_the_checks_were_skipped(
+    playbook: str, variables: dict[str, Any], sha256: str
+) -> None:
+    found = [play for play in yaml.safe_load((REPO / f"playbooks/{playbook}.yml").read_text()) if installs(play)]
+    expressions = {play["module_defaults"]["gpuops.vllm.packages"]["bundle_sha256"] for play in found}
+    assert {jinja2.Environment(autoescape=True).from_string(one).render(**variables) for one in expressions} == {sha256}
